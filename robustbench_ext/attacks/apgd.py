@@ -1,0 +1,132 @@
+"""APGD: projected gradient ascent that sets its own step size (Croce and Hein, ICML 2020, arXiv 2003.01690)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_ext.attacks.base import Attack
+from robustbench_ext.attacks.losses import Loss, get_loss
+from robustbench_ext.attacks.search import Search
+from robustbench_ext.attacks.threat import flat_norm, per_sample
+from robustbench_ext.errors import ConfigError
+
+_MOMENTUM = 0.75  # alpha of the paper's update
+
+
+def checkpoints(steps: int) -> list[int]:
+    """The iterations at which the step size is reviewed: periods shrink from 22 % to 6 % of the steps by 3 %.
+
+    In whole iterations, as the published attack counts them.
+
+    >>> checkpoints(100)[:5]
+    [22, 41, 57, 70, 80]
+    """
+    period, shrink, least = max(int(0.22 * steps), 1), max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
+    marks, at = [], 0
+    while at + period <= steps:
+        at += period
+        marks.append(at)
+        period = max(period - shrink, least)
+    return marks
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(Attack):
+    """Adaptive PGD with a given loss; see `APGDCE`.
+
+    Args:
+        steps: iterations of one run (100 in the standard ensemble).
+        restarts: runs from different random points of the sphere.
+        rho: a step size is halved when fewer than this share of a period's iterations raised the loss.
+    Cost: steps + 1 forward and backward passes a restart, for a sample that is not broken.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    rho: float = 0.75
+
+    stochastic: ClassVar[bool] = True
+    reference: ClassVar[str] = "arXiv 2003.01690"
+    loss: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or self.restarts < 1:
+            raise ConfigError(f"{self.name}: steps = {self.steps}, restarts = {self.restarts}; expected at least 1 of each")
+        if not 0 < self.rho < 1:
+            raise ConfigError(f"{self.name}: rho = {self.rho}, expected a number between 0 and 1")
+
+    def _run(self, search: Search) -> None:
+        loss = get_loss(self.loss)
+        for restart in range(self.restarts):
+            search.restart()
+            if search.done:
+                return
+            self._climb(search, loss, restart)
+
+    def _start(self, search: Search, restart: int) -> Tensor:
+        """A random point on the sphere of radius eps: the largest coordinate (Linf) or the length (L2) is eps."""
+        shape = search.x.shape[1:]
+        if self.norm == "Linf":
+            direction = search.random.uniform(shape, -1.0, 1.0, step=restart)
+        else:
+            direction = search.random.normal(shape, step=restart)
+        length = flat_norm(direction, self.norm).clamp_min(1e-12)
+        return search.threat.project(search.x + self.eps * direction / per_sample(length, direction), search.x)
+
+    def _climb(self, search: Search, loss: Loss, restart: int) -> None:
+        threat = search.threat
+        x = self._start(search, restart)
+        logits, value, gradient = search.gradient(x, loss)
+        x, value, gradient = search.submit(x, logits, x, value, gradient)
+        previous = x
+        # The best point of this run, per standing sample, with its loss and gradient: where a run goes back to.
+        best_x, best_value, best_gradient = x, value, gradient
+        size = torch.full_like(value, 2.0 * self.eps)
+        # Of the current period: iterations that raised the loss; the best loss and "was halved" at its beginning.
+        rises = torch.zeros_like(value)
+        best_then, halved_then = best_value, torch.ones_like(value, dtype=torch.bool)
+        marks = checkpoints(self.steps)
+        period_start = 0
+        for iteration in range(self.steps):
+            if search.done:
+                return
+            momentum = _MOMENTUM if iteration > 0 else 1.0
+            ahead = threat.project(x + per_sample(size, x) * threat.steepest(gradient), search.x)
+            step = momentum * (ahead - x) + (1.0 - momentum) * (x - previous)
+            previous, x = x, threat.project(x + step, search.x)
+            last_value = value
+            if iteration == self.steps - 1 and self.stop == "broken":
+                search.submit(x, search.logits(x))  # the last gradient would serve nobody
+                return
+            logits, value, gradient = search.gradient(x, loss)
+            rises = rises + (value > last_value)
+            state = (x, previous, value, gradient, best_x, best_value, best_gradient, size, rises, best_then, halved_then)
+            (x, previous, value, gradient, best_x, best_value, best_gradient, size, rises, best_then, halved_then) = (
+                search.submit(x, logits, *state)
+            )
+            better = value > best_value
+            rows = per_sample(better, x)
+            best_x, best_gradient = torch.where(rows, x, best_x), torch.where(rows, gradient, best_gradient)
+            best_value = torch.where(better, value, best_value)
+            if iteration + 1 in marks:
+                oscillates = rises <= self.rho * (iteration + 1 - period_start)
+                stuck = ~halved_then & (best_then >= best_value)
+                halve = oscillates | stuck
+                size = torch.where(halve, size / 2, size)
+                rows = per_sample(halve, x)
+                x, gradient = torch.where(rows, best_x, x), torch.where(rows, best_gradient, gradient)
+                rises, best_then, halved_then = torch.zeros_like(rises), best_value, halve
+                period_start = iteration + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGDCE(APGD):
+    """APGD on the cross-entropy, the first attack of the standard ensemble."""
+
+    name: ClassVar[str] = "apgd-ce"
+    loss: ClassVar[str] = "ce"

@@ -1,0 +1,31 @@
+"""FGSM: one gradient step of the full budget (Goodfellow, Shlens, Szegedy, ICLR 2015, arXiv 1412.6572)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from robustbench_ext.attacks.base import Attack
+from robustbench_ext.attacks.losses import get_loss
+from robustbench_ext.attacks.search import Search
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSM(Attack):
+    """x' = P(x + eps d), d = sign(g) for Linf, g / ||g|| for L2, g the gradient of the loss at x.
+
+    Args:
+        loss: "ce" or "margin".
+    Cost: 2 forward and 1 backward passes a sample.
+    """
+
+    loss: str = "ce"
+
+    name: ClassVar[str] = "fgsm"
+    reference: ClassVar[str] = "arXiv 1412.6572"
+
+    def _run(self, search: Search) -> None:
+        _, _, gradient = search.gradient(search.x, get_loss(self.loss))
+        step = self.eps * search.threat.steepest(gradient)
+        candidates = search.threat.project(search.x + step, search.x)
+        search.submit(candidates, search.logits(candidates))

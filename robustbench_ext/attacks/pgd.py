@@ -1,0 +1,61 @@
+"""PGD: projected gradient ascent from random starts (Madry et al., ICLR 2018, arXiv 1706.06083)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from robustbench_ext.attacks.base import Attack
+from robustbench_ext.attacks.losses import get_loss
+from robustbench_ext.attacks.search import Search
+from robustbench_ext.errors import ConfigError
+from robustbench_ext.numbers import parse_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
+    """x <- P(x + a d), d = sign(g) for Linf, g / ||g|| for L2; every iterate counts, not only the last.
+
+    Args:
+        steps: gradient steps of one run.
+        step_size: a, in units of [0, 1] pixels; 2.5 eps / steps by default (Madry's advice).
+        restarts: runs from different random points, each on the samples that still stand.
+        random_start: start at a random point of the threat model; otherwise at x (then more restarts change nothing).
+        loss: "ce" or "margin".
+    Cost: (steps + 1) forward and `steps` backward passes a restart, for a sample that is not broken.
+    """
+
+    steps: int = 20
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+    loss: str = "ce"
+
+    name: ClassVar[str] = "pgd"
+    stochastic: ClassVar[bool] = True
+    reference: ClassVar[str] = "arXiv 1706.06083"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_size is not None:
+            object.__setattr__(self, "step_size", parse_number(self.step_size, "pgd: step_size"))
+        if self.steps < 1 or self.restarts < 1:
+            raise ConfigError(f"pgd: steps = {self.steps}, restarts = {self.restarts}; expected at least 1 of each")
+        get_loss(self.loss)
+
+    def _run(self, search: Search) -> None:
+        loss, threat = get_loss(self.loss), search.threat
+        size = self.step_size if self.step_size is not None else 2.5 * self.eps / self.steps
+        for restart in range(self.restarts):
+            search.restart()
+            if search.done:
+                return
+            x = threat.random_point(search.x, search.random, step=restart) if self.random_start else search.x
+            for _ in range(self.steps):
+                logits, _, gradient = search.gradient(x, loss)
+                x, gradient = search.submit(x, logits, x, gradient)
+                if search.done:
+                    break
+                x = threat.project(x + size * threat.steepest(gradient), search.x)
+            else:
+                search.submit(x, search.logits(x))

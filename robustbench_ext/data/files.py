@@ -1,0 +1,239 @@
+"""Data of the user's own: npz archives, folders of images, torchvision's classes on a local copy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_ext.data.base import ArraySplit, Dataset, Split, Subset, split_dataset, stratified_order
+from robustbench_ext.errors import DataError
+from robustbench_ext.fingerprint import hash_strings
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "calibration": ("calibration", "val", "valid", "validation"),
+    "test": ("test", "testing", "eval"),
+}
+
+
+def _as_images(x: np.ndarray, what: str) -> np.ndarray:
+    """uint8 or float images in any of the usual layouts, as float32 (N, C, H, W) in [0, 1]."""
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim != 4:
+        raise DataError(f"{what}: images have shape {x.shape}, expected (N, H, W), (N, C, H, W) or (N, H, W, C)")
+    if x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if x.dtype == np.uint8:
+        return (x / 255.0).astype(np.float32)
+    if not np.issubdtype(x.dtype, np.floating):
+        raise DataError(f"{what}: images have dtype {x.dtype}, expected uint8 (0..255) or floats in [0, 1]")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise DataError(
+            f"{what}: values span [{low:.3g}, {high:.3g}], expected [0, 1]. Store raw images (uint8, or floats divided "
+            f"by 255); normalisation with a mean and a standard deviation belongs to the model: give it mean= and std=."
+        )
+    return x.astype(np.float32)
+
+
+def _as_labels(y: np.ndarray, what: str) -> np.ndarray:
+    y = np.asarray(y).reshape(-1)
+    if not np.issubdtype(y.dtype, np.integer):
+        if np.issubdtype(y.dtype, np.floating) and np.array_equal(y, np.round(y)):
+            return y.astype(np.int64)
+        raise DataError(f"{what}: labels have dtype {y.dtype}, expected integers 0..K-1")
+    return y.astype(np.int64)
+
+
+def load_npz(path: str) -> Dataset:
+    """`npz:PATH`: arrays `x`, `y` (split 60/20/20 for you), or `x_train`, `y_train`, `x_test`, `y_test` and optionally
+    `x_calibration`, `y_calibration` (or `x_val`, `y_val`). Without calibration arrays a quarter of train becomes it.
+    An array `classes` may name the classes.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"npz:{path}: there is no such file (looked in {file.resolve().parent})")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except ValueError as error:
+        raise DataError(f"npz:{path}: {error}. Arrays of Python objects are not loaded; store plain arrays.") from error
+    pairs = {}
+    for split, aliases in _SPLIT_NAMES.items():
+        for alias in aliases:
+            if f"x_{alias}" in arrays and f"y_{alias}" in arrays:
+                pairs[split] = (f"x_{alias}", f"y_{alias}")
+                break
+    if not pairs and not ("x" in arrays and "y" in arrays):
+        raise DataError(
+            f"npz:{path}: found arrays {', '.join(sorted(arrays)) or 'none'}; expected x and y, or x_train, y_train, "
+            f"x_test, y_test (and optionally x_calibration, y_calibration)"
+        )
+    stem = file.stem
+    if pairs:
+        splits: dict[str, Split] = {}
+        for split, (x_name, y_name) in pairs.items():
+            x, y = _as_images(arrays[x_name], f"npz:{path} {x_name}"), _as_labels(arrays[y_name], f"npz:{path} {y_name}")
+            splits[split] = _ordered(ArraySplit(x, y, [f"{stem}:{split}:{i:07d}" for i in range(len(y))]))
+        splits = _complete(splits, f"npz:{path}")
+    else:
+        x, y = _as_images(arrays["x"], f"npz:{path} x"), _as_labels(arrays["y"], f"npz:{path} y")
+        splits = split_dataset(x, y, [f"{stem}:{i:07d}" for i in range(len(y))])
+    return _dataset(f"npz:{path}", splits, arrays.get("classes"), str(file))
+
+
+def _ordered(split: Split) -> Split:
+    return Subset(split, stratified_order(split.labels, split.ids))
+
+
+def _complete(splits: dict[str, Split], what: str) -> dict[str, Split]:
+    """Cut a missing calibration split out of train (its last quarter, stratified), a missing test split likewise."""
+    if "train" not in splits and "test" not in splits:
+        raise DataError(f"{what}: neither a train nor a test split was found")
+    if "train" not in splits and "calibration" not in splits:
+        # Evaluation data only: half of it calibrates, the other half tests.
+        test = splits["test"]
+        even, odd = np.arange(0, len(test), 2), np.arange(1, len(test), 2)
+        return {"calibration": Subset(test, even), "test": Subset(test, odd)}
+    for missing in ("test", "calibration"):
+        if missing not in splits:
+            train = splits["train"]
+            cut = len(train) - len(train) // 4
+            splits["train"] = Subset(train, np.arange(cut))
+            splits[missing] = Subset(train, np.arange(cut, len(train)))
+    return {name: splits[name] for name in ("train", "calibration", "test") if name in splits}
+
+
+def _dataset(name: str, splits: dict[str, Split], classes: Any, source: str) -> Dataset:
+    count = 1 + max(int(split.labels.max()) for split in splits.values() if len(split))
+    names = tuple(str(c) for c in classes) if classes is not None else tuple(str(k) for k in range(count))
+    shape = tuple(next(iter(splits.values())).images(np.arange(1)).shape[1:])
+    return Dataset(name, splits, names, (shape[0], shape[1], shape[2]), source)
+
+
+class FolderSplit(Split):
+    """Image files, read when they are asked for; all must have the size of the first (or `size`)."""
+
+    def __init__(self, root: Path, files: list[Path], labels: np.ndarray) -> None:
+        self._files = files
+        self.labels = labels
+        self.ids = np.array([file.relative_to(root).as_posix() for file in files], dtype=np.str_)
+        self._shape: tuple[int, ...] | None = None
+
+    def images(self, index: np.ndarray | slice) -> Tensor:
+        chosen = np.arange(len(self._files))[index]
+        return torch.stack([self._read(self._files[i]) for i in chosen]) if len(chosen) else torch.empty(0)
+
+    def _read(self, file: Path) -> Tensor:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(file) as image:
+                mode = "L" if image.mode in {"1", "L", "I", "I;16", "F"} else "RGB"
+                array = np.asarray(image.convert(mode), dtype=np.float32) / 255.0
+        except (UnidentifiedImageError, OSError) as error:
+            raise DataError(f"{file}: cannot be read as an image ({error}). Repair or remove the file.") from error
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        if self._shape is None:
+            self._shape = array.shape
+        if array.shape != self._shape:
+            raise DataError(
+                f"{file}: shape (C, H, W) = {array.shape}, but the first image has {self._shape}. "
+                f"All images of a folder must have one size; resize them once, before the evaluation."
+            )
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self._files]
+        return hash_strings([*digests, *self.ids.tolist(), *map(str, self.labels.tolist())])
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+def load_folder(path: str) -> Dataset:
+    """`folder:PATH`: sub-folders named by class, each holding images; or `train/`, `test/` (and `calibration/` or
+    `val/`) that each hold such sub-folders.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"folder:{path}: there is no such folder (looked for {root.resolve()})")
+    children = {child.name.lower(): child for child in sorted(root.iterdir()) if child.is_dir()}
+    parts = {s: children[a] for s, aliases in _SPLIT_NAMES.items() for a in aliases if a in children}
+    bases = parts or {"all": root}
+    classes = sorted({c.name for base in bases.values() for c in base.iterdir() if c.is_dir()})
+    if not classes:
+        raise DataError(f"folder:{path}: no class folders found. Expected {root}/CLASS/IMAGE or {root}/test/CLASS/IMAGE")
+    splits: dict[str, Split] = {}
+    for name, base in bases.items():
+        files, labels = [], []
+        for k, label in enumerate(classes):
+            found = sorted(f for f in (base / label).glob("**/*") if f.suffix.lower() in _IMAGE_SUFFIXES)
+            files += found
+            labels += [k] * len(found)
+        if not files:
+            raise DataError(f"folder:{path}: {base} holds no images ({', '.join(sorted(_IMAGE_SUFFIXES))})")
+        splits[name] = _ordered(FolderSplit(root, files, np.array(labels, dtype=np.int64)))
+    if "all" in splits:
+        whole, n = splits.pop("all"), 0
+        n = len(whole)
+        a, b = round(0.6 * n), round(0.8 * n)
+        ranges = {"train": (0, a), "calibration": (a, b), "test": (b, n)}
+        splits = {name: Subset(whole, np.arange(*bounds)) for name, bounds in ranges.items()}
+    return _dataset(f"folder:{path}", _complete(splits, f"folder:{path}"), classes, str(root.resolve()))
+
+
+def load_torchvision(name: str) -> Dataset:
+    """`torchvision:NAME`, such as `torchvision:CIFAR10`: read from the folder in $RBX_DATA (default `./data`)."""
+    from torchvision import datasets
+
+    root = Path(os.environ.get("RBX_DATA", "data")).expanduser()
+    if not hasattr(datasets, name):
+        import difflib
+
+        known = [n for n in datasets.__all__ if n[:1].isupper()]
+        close = difflib.get_close_matches(name, known, n=1)
+        raise DataError(f"torchvision has no dataset '{name}'." + (f" Did you mean '{close[0]}'?" if close else ""))
+    factory = getattr(datasets, name)
+    splits: dict[str, Split] = {}
+    classes: Any = None
+    for split, options in {"train": ({"train": True}, {"split": "train"}), "test": ({"train": False}, {"split": "test"})}.items():
+        for option in options:
+            try:
+                source = factory(root=str(root), download=False, **option)
+            except TypeError:
+                continue
+            except RuntimeError as error:
+                raise DataError(
+                    f"torchvision:{name}: not found under {root.resolve()} ({error}). Put the files there, or set "
+                    f"RBX_DATA to the folder that holds them. To fetch them with torchvision itself: "
+                    f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\""
+                ) from error
+            x, y = _torchvision_arrays(source, name)
+            classes = getattr(source, "classes", classes)
+            ids = [f"{name}:{split}:{i:06d}" for i in range(len(y))]
+            splits[split] = _ordered(ArraySplit(_as_images(x, f"torchvision:{name}"), y, ids))
+            break
+    if not splits:
+        raise DataError(f"torchvision:{name} has neither train= nor split= and cannot be loaded by name; use folder:PATH")
+    return _dataset(f"torchvision:{name}", _complete(splits, f"torchvision:{name}"), classes, f"torchvision {name}")
+
+
+def _torchvision_arrays(source: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    labels = next((getattr(source, a) for a in ("targets", "labels", "_labels") if hasattr(source, a)), None)
+    data = getattr(source, "data", None)
+    if data is None or labels is None:
+        pairs = [source[i] for i in range(len(source))]
+        data = np.stack([np.asarray(image) for image, _ in pairs])
+        labels = [label for _, label in pairs]
+    return np.asarray(data), _as_labels(np.asarray(labels), f"torchvision:{name}")

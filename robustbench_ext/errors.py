@@ -1,0 +1,46 @@
+"""Every error a user can cause. A message says what was given, what was expected and how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RobustBenchExtError(Exception):
+    """Base class: catch this to catch everything that this project raises on purpose."""
+
+
+class ConfigError(RobustBenchExtError):
+    """A suite, a specification string or an option is wrong."""
+
+
+class DataError(RobustBenchExtError):
+    """Data cannot be loaded, or does not keep the contract (float32 images in [0, 1], labels 0..K-1)."""
+
+
+class ModelError(RobustBenchExtError):
+    """A model cannot be loaded, or does not keep the contract ((N, C, H, W) in, finite (N, K) logits out)."""
+
+
+class ThreatModelError(RobustBenchExtError):
+    """An attack returned an input outside its ball or outside [0, 1]: a defect of the attack, never of the model."""
+
+
+class MissingExtraError(RobustBenchExtError):
+    """An optional dependency is not installed; the message holds the line that installs it."""
+
+
+class NotFittedError(RobustBenchExtError):
+    """A detector or estimator was asked for scores before it was fitted."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that `name` is no known `kind`, name the closest ones and list the rest.
+
+    >>> unknown_name("attack", "pdg", ["pgd", "fgsm"])
+    "unknown attack 'pdg'. Did you mean 'pgd'? Known: fgsm, pgd."
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}."
