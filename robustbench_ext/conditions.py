@@ -1,0 +1,261 @@
+"""Conditions: which inputs the model meets. Clean, attacked, corrupted, or from outside the classes altogether.
+
+Only attacks need the model. A condition knows its label (what reports call it) and its spec (all that its inputs
+depend on, for the key).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_ext.attacks.base import Attack, build_attack
+from robustbench_ext.catalog import CORRUPTIONS, OUTLIERS
+from robustbench_ext.data.base import Dataset, Split
+from robustbench_ext.errors import ConfigError, unknown_name
+from robustbench_ext.numbers import format_number, parse_number
+from robustbench_ext.randomness import SampleRandom
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a condition made of a batch: inputs (n, C, H, W) and per-sample columns for the record."""
+
+    x: Tensor
+    columns: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Condition(ABC):
+    """A condition with its label."""
+
+    label: str
+    kind: ClassVar[str]
+
+    def samples(self, data: Dataset, split: str, n: int | None) -> Split:
+        """The samples that this condition shows to the model."""
+        return data[split].take(n)
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """All that the inputs depend on, besides the samples, the model and the seed."""
+
+    @abstractmethod
+    def apply(
+        self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
+    ) -> Inputs:
+        """Make the inputs of some samples; `clean` holds the model's logits at x where they are known."""
+
+    def facts(self) -> dict[str, Any]:
+        """What results say of the condition, beside its label and kind."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Clean(Condition):
+    """The samples as they are."""
+
+    kind: ClassVar[str] = "clean"
+
+    def spec(self) -> dict[str, Any]:
+        return {"condition": "clean"}
+
+    def apply(
+        self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
+    ) -> Inputs:
+        return Inputs(x, {})
+
+
+@dataclass(frozen=True)
+class UnderAttack(Condition):
+    """The samples under an attack on the model itself."""
+
+    attack: Attack
+    kind: ClassVar[str] = "attack"
+
+    def spec(self) -> dict[str, Any]:
+        return {"condition": "attack", **self.attack.spec()}
+
+    def facts(self) -> dict[str, Any]:
+        spec = self.attack.spec()
+        name = f"{self.attack.name}:{spec['attack']}" if spec["attack"] != self.attack.name else self.attack.name
+        known = {"norm", "eps", "attack", "version"}
+        return {
+            "attack": name,
+            "norm": spec["norm"],
+            "eps": spec["eps"],
+            "parameters": {k: v for k, v in spec.items() if k not in known},
+        }
+
+    def apply(
+        self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
+    ) -> Inputs:
+        result = self.attack(model, x, y, ids=ids, seed=seed, clean_logits=clean, batch_size=batch_size)
+        columns = {
+            "broken": result.broken.cpu().numpy(),
+            "norm": result.norms.cpu().numpy(),
+            "forwards": result.forwards.cpu().numpy(),
+            "backwards": result.backwards.cpu().numpy(),
+        }
+        return Inputs(result.x_adv.cpu(), columns)
+
+
+@dataclass(frozen=True)
+class Corrupted(Condition):
+    """The samples under a corruption."""
+
+    name: str
+    severity: int
+    kind: ClassVar[str] = "corruption"
+
+    def spec(self) -> dict[str, Any]:
+        return {"condition": "corruption", "name": self.name, "severity": self.severity, "version": 1}
+
+    def facts(self) -> dict[str, Any]:
+        return {"corruption": self.name, "severity": self.severity}
+
+    def apply(
+        self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
+    ) -> Inputs:
+        random = SampleRandom.of(seed, ids, f"corruption/{self.name}")
+        return Inputs(CORRUPTIONS.load(self.name)(x, self.severity, random), {})
+
+
+@dataclass(frozen=True)
+class Outliers(Condition):
+    """Inputs of no class."""
+
+    name: str
+    n: int
+    kind: ClassVar[str] = "outliers"
+
+    def samples(self, data: Dataset, split: str, n: int | None) -> Split:
+        outliers: Split = OUTLIERS.load(self.name)(self.n, data.shape)
+        return outliers
+
+    def spec(self) -> dict[str, Any]:
+        return {"condition": "outliers", "name": self.name}
+
+    def facts(self) -> dict[str, Any]:
+        return {"outliers": self.name}
+
+    def apply(
+        self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
+    ) -> Inputs:
+        return Inputs(x, {})
+
+
+_KINDS = ("attack", "corruption", "outliers")
+
+
+def parse_conditions(entries: Sequence[str | Mapping[str, Any]]) -> list[Condition]:
+    """The conditions of a suite: each entry is `clean`, or a mapping with one of `attack`, `corruption`, `outliers`.
+
+    A list given for `eps`, `severity` or `outliers` makes one condition for each of its values. `clean` always comes
+    first, whether it is listed or not: everything else is compared with it.
+
+    Raises:
+        ConfigError: an unknown name or parameter, or the same condition twice.
+    """
+    conditions: list[Condition] = [Clean("clean")]
+    for entry in entries:
+        if entry == "clean":
+            continue
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"condition {entry!r}: expected 'clean' or a mapping such as {{attack: pgd, eps: 8/255}}")
+        kinds = [kind for kind in _KINDS if kind in entry]
+        if len(kinds) != 1:
+            given = ", ".join(map(str, entry)) or "nothing"
+            raise ConfigError(f"condition with {given}: expected exactly one of the keys {', '.join(_KINDS)}")
+        rest = {k: v for k, v in entry.items() if k not in (kinds[0], "label", "optional")}
+        make = {"attack": _attacks, "corruption": _corruptions, "outliers": _outliers}[kinds[0]]
+        made = make(entry[kinds[0]], rest)
+        if entry.get("label"):
+            made = [_relabel(c, str(entry["label"]) + c.label[len(made[0].label) :] * (len(made) > 1)) for c in made]
+        conditions.extend(made)
+    return _distinct(conditions)
+
+
+def is_available(entry: str | Mapping[str, Any]) -> bool:
+    """False for an entry marked `optional: true` whose package is not installed."""
+    if isinstance(entry, Mapping) and entry.get("optional") and str(entry.get("attack", "")).startswith("torchattacks"):
+        from robustbench_ext.attacks.torchattacks_adapter import available
+
+        return bool(available())
+    return True
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _attacks(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
+    made: list[Condition] = []
+    for eps in _listed(rest.get("eps")) if "eps" in rest else [None]:
+        parameters = dict(rest) if eps is None else {**rest, "eps": eps}
+        attack = build_attack(str(name), **parameters)
+        budget = "" if attack.eps == float("inf") else f" {format_number(attack.eps)}"
+        made.append(UnderAttack(f"{name} {attack.norm}{budget}", attack))
+    return made
+
+
+def _corruptions(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
+    _only(rest, ("severity",), f"corruption {name}")
+    CORRUPTIONS.get(str(name))
+    made: list[Condition] = []
+    for severity in _listed(rest.get("severity", [1, 2, 3, 4, 5])):
+        if severity not in (1, 2, 3, 4, 5):
+            raise ConfigError(f"corruption {name}: severity = {severity!r}, expected 1, 2, 3, 4 or 5")
+        made.append(Corrupted(f"{name} {severity}", str(name), int(severity)))
+    return made
+
+
+def _outliers(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
+    _only(rest, ("n",), "outliers")
+    n = int(parse_number(rest.get("n", 500), "outliers: n"))
+    if n < 2:
+        raise ConfigError(f"outliers: n = {n}, expected at least 2")
+    return [Outliers(f"outliers {OUTLIERS.get(str(name)).name}", str(name), n) for name in _listed(names)]
+
+
+def _only(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{what}: " + unknown_name("parameter", str(key), known))
+
+
+def _relabel(condition: Condition, label: str) -> Condition:
+    from dataclasses import replace
+
+    return replace(condition, label=label)
+
+
+def _distinct(conditions: list[Condition]) -> list[Condition]:
+    """Tell equal labels apart by the attacks' other parameters; refuse a condition that is there twice."""
+    seen: dict[str, Condition] = {}
+    out = []
+    for condition in conditions:
+        label = condition.label
+        if label in seen:
+            if condition.spec() == seen[label].spec():
+                raise ConfigError(f"condition '{label}' is listed twice")
+            mine, theirs = condition.facts().get("parameters", {}), seen[label].facts().get("parameters", {})
+            differing = [f"{k}={v}" for k, v in mine.items() if theirs.get(k) != v]
+            label = f"{label} ({', '.join(differing) or 'variant'})"
+            if label in seen:
+                raise ConfigError(f"conditions share the label '{label}'; give one of them a label: of its own")
+            condition = _relabel(condition, label)
+        seen[label] = condition
+        out.append(condition)
+    return out
+
+
+def labels_tensor(split: Split, rows: slice) -> Tensor:
+    """Labels of some rows as an int64 tensor."""
+    return torch.from_numpy(split.labels[rows])

@@ -1,0 +1,350 @@
+"""Running a suite: train what is missing, check the models, compute the missing cells, measure, write results."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from robustbench_ext import __version__
+from robustbench_ext.errors import RobustBenchExtError
+from robustbench_ext.evaluate import CLEAN, Cell, Context
+from robustbench_ext.execute import Failure, Job, SerialExecutor, make_executor, run_jobs
+from robustbench_ext.files import write_atomically
+from robustbench_ext.fingerprint import canonical_json
+from robustbench_ext.measure import Measured, measure, metric_table
+from robustbench_ext.preflight import Check, verdict
+from robustbench_ext.provenance import environment
+from robustbench_ext.results import Failed, Finding, Row, RunResults
+from robustbench_ext.suite import Suite, load_suite, validate_suite
+
+RESULTS, TABLE, RUN, GALLERY = "results.json", "results.csv", "run.json", "gallery.json"
+
+
+@dataclass
+class Progress:
+    """What a caller may want to hear while a suite runs. Every hook has a default that does nothing."""
+
+    started: Callable[[str], None] = lambda what: None
+    line: Callable[[int, int, str, Mapping[str, Any]], None] = lambda i, total, what, facts: None
+    epoch: Callable[[str, Mapping[str, Any]], None] = lambda model, row: None
+    message: Callable[[str], None] = lambda text: None
+
+
+@dataclass
+class RunSummary:
+    """How a run went."""
+
+    folder: Path
+    results: RunResults
+    computed: int
+    reused: int
+    trained: int
+    seconds: float
+    failures: list[Failed] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """The worst preflight status of all models."""
+        return verdict([Check(f.name, f.status, f.message, f.hint) for f in self.results.preflight])
+
+
+_CONTEXTS: dict[str, Context] = {}
+_EPOCH_HOOK: Callable[[str, Mapping[str, Any]], None] | None = None
+
+
+def _context(folder: str, suite: Mapping[str, Any]) -> Context:
+    """The context of a run, made once per process."""
+    key = f"{folder}|{canonical_json(dict(suite))}"
+    if key not in _CONTEXTS:
+        _CONTEXTS.clear()
+        _CONTEXTS[key] = Context(validate_suite(suite), Path(folder))
+    return _CONTEXTS[key]
+
+
+def work(payload: tuple[str, str, dict[str, Any], Any]) -> dict[str, Any]:
+    """One job, in whatever process: ("train", ..., model), ("check", ..., model) or ("cell", ..., cell fields)."""
+    kind, folder, suite, what = payload
+    context = _context(folder, suite)
+    if kind == "train":
+        return _train(context, what)
+    if kind == "check":
+        started = time.perf_counter()
+        checks = context.preflight(what)
+        return {"status": verdict(checks), "seconds": time.perf_counter() - started}
+    return context.compute(Cell(*what))
+
+
+def _train(context: Context, name: str) -> dict[str, Any]:
+    from defenses.trainer import train
+
+    started = time.perf_counter()
+    defense, architecture, recipe, seed, out = context.training[name]
+    last: dict[str, Any] = {}
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        last.update(row)
+        if _EPOCH_HOOK is not None:
+            _EPOCH_HOOK(name, row)
+
+    train(defense, architecture, context.data, recipe, out, seed, on_epoch)
+    seconds = time.perf_counter() - started
+    write_atomically(out / "timing.json", lambda file: file.write_text(json.dumps({"seconds": round(seconds, 1)})))
+    return {"seconds": seconds, "epochs": recipe.epochs, **last}
+
+
+def run_suite(
+    suite: Suite | str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    executor: str | Executor = "serial",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Run a suite into a folder. Running it again computes what is missing and nothing else.
+
+    Args:
+        suite: a `Suite`, a bundled name, a YAML file or a mapping.
+        out: the run folder; made where it does not exist.
+        executor: "serial", "local" (one process per core), "auto", or any `concurrent.futures.Executor`. From a script,
+            "local" needs the usual `if __name__ == "__main__":` guard.
+
+    Returns:
+        A summary with all results; they are also in `out/results.json` and `out/results.csv`.
+    """
+    started = time.perf_counter()
+    suite = suite if isinstance(suite, Suite) else load_suite(suite)
+    hooks = progress or Progress()
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    context = Context(suite, folder)
+    context.validate()
+    for name in context.left_out:
+        hooks.message(f"left out: {name} (not installed: pip install --no-deps torchattacks)")
+    runner = _Runner(context, executor, workers, hooks)
+    runner.run()
+    results, measured = _results(context, runner)
+    _write(context, results, measured, runner, started)
+    return RunSummary(
+        folder,
+        results,
+        runner.computed,
+        runner.reused,
+        runner.trained,
+        time.perf_counter() - started,
+        results.failures,
+    )
+
+
+class _Runner:
+    """Two waves of jobs: training, then checks and cells, whose keys need the trained weights."""
+
+    def __init__(self, context: Context, executor: str | Executor, workers: int | None, hooks: Progress) -> None:
+        self.context, self.hooks = context, hooks
+        self._executor, self._workers = executor, workers
+        self._suite = context.suite.model_dump(by_alias=True, mode="json")
+        self.failures: list[Failed] = []
+        self.broken: set[str] = set()
+        self.computed = self.reused = self.trained = 0
+
+    def run(self) -> None:
+        """Do all that is missing."""
+        global _EPOCH_HOOK
+        _EPOCH_HOOK = self.hooks.epoch
+        try:
+            self._wave([self._job("train", name) for name, spec in self.context.training.items() if not _trained(spec)])
+            jobs = []
+            for entry in self.context.suite.models:
+                if entry.name not in self.broken:
+                    jobs += self._model_jobs(entry.name)
+            self._wave(jobs)
+        finally:
+            _EPOCH_HOOK = None
+
+    def _model_jobs(self, name: str) -> list[Job]:
+        try:
+            self.context.model(name)
+        except RobustBenchExtError as error:
+            self.broken.add(name)
+            self._fail(name, str(error))
+            self.hooks.message(f"{name}: {error}")
+            return []
+        jobs = []
+        if not self.context.store.has(self.context.preflight_key(name)):
+            jobs.append(self._job("check", name))
+        done = {cell: self.context.is_done(cell) for cell in self.context.cells(name)}
+        self.reused += sum(done.values())
+        fits = [str(cell) for cell, there in done.items() if not there and cell.split != "test"]
+        for cell, there in done.items():
+            if there:
+                continue
+            needs = set(fits) if cell.split == "test" else set()
+            if cell.split == "test" and cell.condition != CLEAN:
+                needs.add(str(Cell(cell.model, CLEAN, "test", cell.chunk)))
+            fields = (cell.model, cell.condition, cell.split, cell.chunk)
+            jobs.append(Job(str(cell), ("cell", str(self.context.folder), self._suite, fields), frozenset(needs)))
+        return jobs
+
+    def _job(self, kind: str, name: str) -> Job:
+        return Job(f"{name} · {kind}", (kind, str(self.context.folder), self._suite, name))
+
+    def _wave(self, jobs: list[Job]) -> None:
+        if not jobs:
+            return
+        count = 0
+
+        def done(job: Job, facts: Any) -> None:
+            nonlocal count
+            count += 1
+            kind = job.payload[0]
+            self.trained += kind == "train"
+            self.computed += kind == "cell"
+            self.hooks.line(count, len(jobs), job.id, facts)
+
+        def failed(job: Job, failure: Failure) -> None:
+            nonlocal count
+            count += 1
+            if job.payload[0] == "train":
+                self.broken.add(job.payload[3])
+            self._fail(job.id, failure.error, failure.traceback)
+            self.hooks.line(count, len(jobs), job.id, {"error": failure.error})
+
+        for job in jobs:
+            self.hooks.started(job.id)
+        executor = self._executor
+        if not isinstance(executor, str):
+            run_jobs(jobs, work, executor, done, failed)
+            return
+        import torch
+
+        threads = torch.get_num_threads()
+        with make_executor(executor, len(jobs), self._workers) as pool:
+            try:
+                if isinstance(pool, SerialExecutor):
+                    torch.set_num_threads(1)  # as in a worker: see robustbench_ext.execute
+                run_jobs(jobs, work, pool, done, failed)
+            finally:
+                torch.set_num_threads(threads)
+
+    def _fail(self, what: str, error: str, traceback: str = "") -> None:
+        self.failures.append(Failed(what=what, error=error))
+        if traceback:
+            log = self.context.folder / "failures.log"
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f"{what}\n{traceback}\n")
+
+
+def _trained(spec: tuple[Any, ...]) -> bool:
+    return (spec[-1] / "model.json").is_file()
+
+
+def _results(context: Context, runner: _Runner) -> tuple[RunResults, Measured]:
+    suite = context.suite
+    usable = [entry.name for entry in suite.models if entry.name not in runner.broken]
+    measured = measure(context, usable)
+    findings = [
+        Finding(model=name, name=c.name, status=c.status, message=c.message, hint=c.hint)
+        for name in usable
+        if context.store.has(context.preflight_key(name))
+        for c in context.preflight(name)
+    ]
+    conditions = [{"label": c.label, "kind": c.kind, **c.facts()} for c in context.conditions.values()]
+    probes = [
+        {"label": p.label, "kind": p.kind, "fitted_on": p.fit_on, "name": p.name, "parameters": dict(p.parameters)}
+        for p in context.probes
+    ]
+    results = RunResults(
+        generator={"name": "robustbench-ext", "version": __version__},
+        suite={
+            "name": suite.name,
+            "title": suite.title or suite.name,
+            "description": suite.description,
+            "n": len(context.samples(context.conditions[CLEAN], "test")),
+            "seed": suite.seed,
+        },
+        data=context.data.describe(),
+        models=[_describe(context, name) for name in usable],
+        conditions=[*conditions, *measured.worst_cases],
+        probes=probes,
+        metrics=metric_table(),
+        preflight=findings,
+        results=measured.rows,
+        curves=measured.curves,
+        cost=measured.cost,
+        failures=sorted(runner.failures, key=lambda f: f.what),
+        notes=[f"{name} was left out: its package is not installed" for name in context.left_out],
+    )
+    return results, measured
+
+
+def _describe(context: Context, name: str) -> dict[str, Any]:
+    entry, loaded = context.entry(name), context.model(name)
+    about: dict[str, Any] = {
+        "name": name,
+        "spec": entry.spec if entry.train is None else entry.train.network,
+        "fingerprint": loaded.fingerprint,
+        "parameters": sum(p.numel() for p in loaded.module.parameters()),
+        "notes": list(loaded.notes),
+    }
+    if entry.train is not None:
+        described = json.loads((context.training[name][-1] / "model.json").read_text())
+        about["training"] = {k: described[k] for k in ("defense", "recipe", "seed", "selected", "curve")}
+    fits = {cell for probe in context.probes for cell in context.fit_cells(name, probe.fit_on)}
+    if all(context.is_done(cell) for cell in fits):
+        about["fitted"] = context.fitted_summaries(name)
+    return about
+
+
+def _write(
+    context: Context, results: RunResults, measured: Measured, runner: _Runner, began: float
+) -> None:
+    """Write the run's files; run.json alone holds dates and timings."""
+    folder = context.folder
+
+    def put(name: str, text: str) -> None:
+        write_atomically(folder / name, lambda file: file.write_text(text, encoding="utf-8"))
+
+    put(RESULTS, results.to_json())
+    put(TABLE, _csv(results.results))
+    put(GALLERY, json.dumps(measured.gallery, indent=0))
+    usable = [entry.name for entry in context.suite.models if entry.name not in runner.broken]
+    cells = [cell for name in usable for cell in context.cells(name) if context.is_done(cell)]
+    visit = {
+        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - began, 1),
+        "trained": runner.trained,
+        "computed": runner.computed,
+        "reused": runner.reused,
+        "failures": len(runner.failures),
+    }
+    previous = json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
+    run = {
+        "suite": context.suite.model_dump(by_alias=True, mode="json"),
+        "environment": environment(),
+        "seconds": {
+            "training": {n: json.loads(f.read_text())["seconds"] for n, f in _timings(context, usable) if f.is_file()},
+            "cells": {str(c): context.store.meta(context.observation_key(c))["seconds"] for c in cells},
+        },
+        "history": [*previous.get("history", []), visit],
+    }
+    put(RUN, json.dumps(run, indent=1))
+
+
+def _timings(context: Context, names: list[str]) -> list[tuple[str, Path]]:
+    return [(name, context.training[name][-1] / "timing.json") for name in names if name in context.training]
+
+
+def _csv(rows: list[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(Row.model_fields), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if v is None else v for k, v in row.model_dump().items()})
+    return out.getvalue()

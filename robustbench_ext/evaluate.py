@@ -1,0 +1,307 @@
+"""One cell of a run: one model under one condition on one chunk of samples, with all probes.
+
+A `Context` is everything that a process needs to compute cells of a run: it loads data and models by name, so that
+only names travel between processes, and it knows the key of every record.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustbench_ext import fingerprint
+from robustbench_ext.attacks.base import build
+from robustbench_ext.catalog import DEFENSES
+from robustbench_ext.conditions import Clean, Condition, is_available, labels_tensor, parse_conditions
+from robustbench_ext.data import Split, load_dataset
+from robustbench_ext.errors import ConfigError, DataError
+from robustbench_ext.models import LoadedModel, Observations, Taps, load_model, observe
+from robustbench_ext.preflight import PREFLIGHT_VERSION, Check, preflight
+from robustbench_ext.probes import Probe, parse_probes
+from robustbench_ext.records import RecordStore
+from robustbench_ext.suite import ModelEntry, Suite
+
+RECORD_VERSION = 1
+PREVIEWS = 8  # inputs kept as small images for the report's gallery
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A unit of work: model, condition label, split, chunk number."""
+
+    model: str
+    condition: str
+    split: str
+    chunk: int
+
+    def __str__(self) -> str:
+        where = "" if self.split == "test" else f" [{self.split}]"
+        part = f" part {self.chunk + 1}" if self.chunk else ""
+        return f"{self.model} · {self.condition}{where}{part}"
+
+
+class Context:
+    """A suite resolved against a run folder."""
+
+    def __init__(self, suite: Suite, folder: Path) -> None:
+        self.suite = suite
+        self.folder = folder
+        self.data = load_dataset(suite.data)
+        available = [entry for entry in suite.conditions if is_available(entry)]
+        self.left_out = [str(e["attack"]) for e in suite.conditions if e not in available and isinstance(e, dict)]
+        self.conditions = {c.label: c for c in parse_conditions(available)}
+        self.probes = parse_probes(suite.detectors, suite.uq)
+        self.taps = tuple(sorted({tap for probe in self.probes for tap in probe.taps()}))
+        self.store = RecordStore(folder / "records")
+        self._models: dict[str, LoadedModel] = {}
+        self._readers: dict[str, Taps] = {}
+        self._fitted: dict[tuple[str, str], Any] = {}
+        self._splits: dict[tuple[str, str], Split] = {}
+
+    # Models ----------------------------------------------------------------------------------------------------------
+
+    def entry(self, name: str) -> ModelEntry:
+        """The suite's entry of that model."""
+        return next(entry for entry in self.suite.models if entry.name == name)
+
+    @cached_property
+    def training(self) -> dict[str, tuple[Any, ...]]:
+        """Defense, architecture, recipe, seed and folder of every model that the run trains itself."""
+        from defenses.trainer import Architecture, Recipe, training_key
+
+        out: dict[str, tuple[Any, ...]] = {}
+        for entry in self.suite.models:
+            if entry.train is None:
+                continue
+            name = entry.train.defense_name()
+            options = {} if isinstance(entry.train.defense, str) else dict(entry.train.defense)
+            options.pop("name", None)
+            defense = build(DEFENSES.load(name), name, options)
+            recipe = build(Recipe, f"model '{entry.name}': recipe", entry.train.recipe)
+            architecture = Architecture(
+                entry.train.network,
+                self.data.shape,
+                len(self.data.classes),
+                entry.mean,
+                entry.std,
+                dict(entry.train.kwargs) or None,
+            )
+            key = training_key(defense, architecture, self.data, recipe, entry.train.seed)
+            out[entry.name] = (defense, architecture, recipe, entry.train.seed, self.folder / "models" / key)
+        return out
+
+    def model(self, name: str) -> LoadedModel:
+        """The model, loaded once per process."""
+        if name not in self._models:
+            entry = self.entry(name)
+            if entry.train is not None:
+                folder = self.training[name][-1]
+                self._models[name] = load_model(str(folder))
+            else:
+                self._models[name] = load_model(
+                    str(entry.spec),
+                    shape=self.data.shape,
+                    num_classes=len(self.data.classes),
+                    mean=entry.mean,
+                    std=entry.std,
+                    weights=entry.weights,
+                    kwargs=entry.kwargs,
+                )
+        return self._models[name]
+
+    # Samples and keys ------------------------------------------------------------------------------------------------
+
+    def samples(self, condition: Condition, split: str) -> Split:
+        """The samples of a condition; `n` cuts the test split only."""
+        key = (condition.label if condition.kind == "outliers" else CLEAN, split)
+        if key not in self._splits:
+            self._splits[key] = condition.samples(self.data, split, self.suite.n if split == "test" else None)
+        return self._splits[key]
+
+    def chunks(self, condition: Condition, split: str) -> int:
+        """How many records the samples of a condition make."""
+        return -(-len(self.samples(condition, split)) // self.suite.chunk_size)
+
+    def rows(self, chunk: int) -> slice:
+        """The samples of a chunk."""
+        return slice(chunk * self.suite.chunk_size, (chunk + 1) * self.suite.chunk_size)
+
+    def observation_identity(self, cell: Cell) -> dict[str, Any]:
+        """All that the observations of a cell depend on."""
+        condition = self.conditions[cell.condition]
+        samples = self.samples(condition, cell.split)
+        return {
+            "kind": "observations",
+            "version": RECORD_VERSION,
+            "model": self.model(cell.model).fingerprint,
+            "taps": list(self.taps),
+            "condition": condition.spec(),
+            "samples": samples.fingerprint(),
+            "ids": fingerprint.hash_strings(samples.ids[self.rows(cell.chunk)].tolist()),
+            "seed": self.suite.seed,
+        }
+
+    def observation_key(self, cell: Cell) -> str:
+        """The key of a cell's observations."""
+        return fingerprint.key_of(self.observation_identity(cell))
+
+    def fit_cells(self, model: str, split: str) -> list[Cell]:
+        """The cells whose observations probes are fitted on."""
+        return [Cell(model, CLEAN, split, c) for c in range(self.chunks(self.conditions[CLEAN], split))]
+
+    def probe_identity(self, cell: Cell, probe: Probe) -> dict[str, Any]:
+        """All that a probe's outputs in a cell depend on."""
+        return {
+            "kind": "probe",
+            "version": RECORD_VERSION,
+            "observations": self.observation_key(cell),
+            "probe": probe.spec(),
+            "fitted on": [self.observation_key(c) for c in self.fit_cells(cell.model, probe.fit_on)],
+        }
+
+    def probe_key(self, cell: Cell, probe: Probe) -> str:
+        """The key of a probe's outputs in a cell."""
+        return fingerprint.key_of(self.probe_identity(cell, probe))
+
+    def cells(self, model: str) -> list[Cell]:
+        """All cells of a model: those that probes are fitted on, clean, then the other conditions."""
+        fits = [c for s in sorted({p.fit_on for p in self.probes}) for c in self.fit_cells(model, s)]
+        tests = [
+            Cell(model, label, "test", chunk)
+            for label, condition in self.conditions.items()
+            for chunk in range(self.chunks(condition, "test"))
+        ]
+        return fits + tests
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether all records of a cell are there."""
+        keys = [self.observation_key(cell)]
+        if cell.split == "test":
+            keys += [self.probe_key(cell, probe) for probe in self.probes]
+        return all(self.store.has(key) for key in keys)
+
+    # Work ------------------------------------------------------------------------------------------------------------
+
+    def compute(self, cell: Cell) -> dict[str, Any]:
+        """Compute what is missing of a cell; returns what a progress line says."""
+        started = time.perf_counter()
+        key = self.observation_key(cell)
+        if not self.store.has(key):
+            columns = self._observe(cell)
+            meta = {"what": str(cell), "identity": self.observation_identity(cell)}
+            self.store.save(key, columns, {**meta, "seconds": round(time.perf_counter() - started, 3)})
+        columns = self.store.load(key)
+        if cell.split == "test":
+            for probe in self.probes:
+                probe_key = self.probe_key(cell, probe)
+                if not self.store.has(probe_key):
+                    begun = time.perf_counter()
+                    read = probe.read(self._fit(cell.model, probe), _observations(columns))
+                    meta = {"what": f"{cell} · {probe.label}", "identity": self.probe_identity(cell, probe)}
+                    self.store.save(probe_key, read, {**meta, "seconds": round(time.perf_counter() - begun, 3)})
+        return {"correct": _correct(columns), "n": len(columns["label"]), "seconds": time.perf_counter() - started}
+
+    def _observe(self, cell: Cell) -> dict[str, np.ndarray]:
+        condition = self.conditions[cell.condition]
+        samples, rows = self.samples(condition, cell.split), self.rows(cell.chunk)
+        x, y, ids = samples.images(rows), labels_tensor(samples, rows), samples.ids[rows]
+        model = self.model(cell.model).module
+        if cell.model not in self._readers:
+            self._readers[cell.model] = Taps(model, self.taps)
+        clean = None
+        if condition.kind == "attack":
+            at_rest = Cell(cell.model, CLEAN, cell.split, cell.chunk)
+            clean_key = self.observation_key(at_rest)
+            if not self.store.has(clean_key):
+                self.compute(at_rest)
+            clean = torch.from_numpy(self.store.load(clean_key)["logits"])
+        made = condition.apply(model, x, y, ids, self.suite.seed, clean, self.suite.batch_size)
+        seen = observe(model, made.x, y, self._readers[cell.model], self.suite.batch_size)
+        if condition.kind == CLEAN and int(y.max()) >= seen.logits.shape[1]:
+            raise DataError(
+                f"labels reach {int(y.max())}, but model '{cell.model}' has {seen.logits.shape[1]} outputs. "
+                f"Use data and a model with the same classes."
+            )
+        columns = {"id": ids, "label": y.numpy(), "logits": seen.logits.numpy(), **made.columns}
+        columns |= {f"features/{name}": value.numpy() for name, value in seen.features.items()}
+        if cell.chunk == 0 and cell.split == "test":
+            columns["preview"] = (made.x[:PREVIEWS].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return columns
+
+    def _fit(self, model: str, probe: Probe) -> Any:
+        if (model, probe.label) not in self._fitted:
+            parts = [_observations(self._needed(c)) for c in self.fit_cells(model, probe.fit_on)]
+            seen = Observations(
+                torch.cat([p.logits for p in parts]),
+                torch.cat([p.labels for p in parts]),
+                {name: torch.cat([p.features[name] for p in parts]) for name in parts[0].features},
+            )
+            self._fitted[model, probe.label] = probe.fit(seen)
+        return self._fitted[model, probe.label]
+
+    def _needed(self, cell: Cell) -> dict[str, np.ndarray]:
+        if not self.store.has(self.observation_key(cell)):
+            self.compute(cell)
+        return self.store.load(self.observation_key(cell))
+
+    def fitted_summaries(self, model: str) -> dict[str, dict[str, float]]:
+        """Numbers that fitted probes report of themselves, such as the temperature."""
+        out = {}
+        for probe in self.probes:
+            if probe.kind == "estimator" and (summary := self._fit(model, probe).summary()):
+                out[probe.label] = summary
+        return out
+
+    # Preflight -------------------------------------------------------------------------------------------------------
+
+    def preflight_key(self, model: str) -> str:
+        """The key of a model's preflight."""
+        return fingerprint.key_of(
+            {
+                "kind": "preflight",
+                "version": PREFLIGHT_VERSION,
+                "model": self.model(model).fingerprint,
+                "samples": self.data["test"].fingerprint(),
+                "seed": self.suite.seed,
+            }
+        )
+
+    def preflight(self, model: str) -> list[Check]:
+        """A model's checks, made once."""
+        key = self.preflight_key(model)
+        if not self.store.has(key):
+            checks = preflight(self.model(model).module, self.data["test"], seed=self.suite.seed)
+            self.store.save(key, {}, {"what": f"{model} · preflight", "checks": [vars(c) for c in checks]})
+        return [Check(**check) for check in self.store.meta(key)["checks"]]
+
+    def validate(self) -> None:
+        """Find out now what would fail later: splits that probes need, defenses and recipes that do not exist."""
+        for probe in self.probes:
+            if probe.fit_on not in self.data.splits:
+                raise ConfigError(
+                    f"{probe.kind} '{probe.label}' is fitted on the {probe.fit_on} split, which {self.suite.data} lacks. "
+                    f"Add such a split to the data, or leave the {probe.kind} out."
+                )
+        if self.training and "train" not in self.data.splits:
+            raise ConfigError(f"{self.suite.data} has no train split, but the suite trains {', '.join(self.training)}")
+
+
+def _observations(columns: dict[str, np.ndarray]) -> Observations:
+    features = {n.partition("/")[2]: torch.from_numpy(v) for n, v in columns.items() if n.startswith("features/")}
+    return Observations(torch.from_numpy(columns["logits"]), torch.from_numpy(columns["label"]), features)
+
+
+def _correct(columns: dict[str, np.ndarray]) -> int | None:
+    """Correct samples of a record: by the attack's verdict where there was one; None for outliers."""
+    if "broken" in columns:
+        return int((~columns["broken"]).sum())
+    if (columns["label"] < 0).any():
+        return None
+    return int((columns["logits"].argmax(1) == columns["label"]).sum())

@@ -1,0 +1,280 @@
+"""From records to results: every metric of every (model, condition, probe). No model is touched here."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from robustbench_ext.conditions import Condition
+from robustbench_ext.evaluate import CLEAN, PREVIEWS, Cell, Context
+from robustbench_ext.metrics import METRICS, Estimate
+from robustbench_ext.metrics import calibration as cal
+from robustbench_ext.metrics import classification as cls
+from robustbench_ext.metrics import detection as det
+from robustbench_ext.metrics.intervals import bootstrap_mean
+from robustbench_ext.numbers import format_number
+from robustbench_ext.probes import CLASSIFIER
+from robustbench_ext.results import Cost, Curve, Row, finite
+
+Columns = dict[str, np.ndarray]
+HISTOGRAM_BINS = 40
+
+
+@dataclass
+class Measured:
+    """What the records of a run say."""
+
+    rows: list[Row]
+    curves: list[Curve]
+    cost: list[Cost]
+    gallery: list[dict[str, Any]]
+    worst_cases: list[dict[str, Any]]
+
+
+class _Tables:
+    """The joined records of a run: one table per (model, condition), and one per (model, condition, probe)."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.observations = lru_cache(maxsize=64)(self._observations)
+        self.probe = lru_cache(maxsize=256)(self._probe)
+
+    def _cells(self, model: str, condition: str) -> list[Cell]:
+        chunks = self._context.chunks(self._context.conditions[condition], "test")
+        return [Cell(model, condition, "test", chunk) for chunk in range(chunks)]
+
+    def complete(self, model: str, condition: str) -> bool:
+        """Whether every record is there."""
+        return all(self._context.is_done(cell) for cell in self._cells(model, condition))
+
+    def _observations(self, model: str, condition: str) -> Columns:
+        keys = [self._context.observation_key(cell) for cell in self._cells(model, condition)]
+        return _join([self._context.store.load(key) for key in keys])
+
+    def _probe(self, model: str, condition: str, label: str) -> Columns:
+        probe = next(p for p in self._context.probes if p.label == label)
+        keys = [self._context.probe_key(cell, probe) for cell in self._cells(model, condition)]
+        return _join([self._context.store.load(key) for key in keys])
+
+
+def _join(parts: list[Columns]) -> Columns:
+    """Chunks in order; features and previews are not needed for metrics of more than one chunk."""
+    names = [n for n in parts[0] if not n.startswith("features/")]
+    return {n: parts[0][n] if n == "preview" else np.concatenate([p[n] for p in parts]) for n in names}
+
+
+def correct(columns: Columns) -> np.ndarray:
+    """Correct samples (N,) bool: by the attack's own verdict where there was one, otherwise by the logits.
+
+    An attack's verdict and the logits of the pass that reads probes can differ by rounding for a sample on the
+    boundary; the verdict counts.
+    """
+    if "broken" in columns:
+        return np.asarray(~columns["broken"])
+    return np.asarray(columns["logits"].argmax(axis=1) == columns["label"])
+
+
+def measure(context: Context, models: Sequence[str]) -> Measured:
+    """All results of these models' complete records; conditions with missing records are left out."""
+    tables = _Tables(context)
+    out = Measured([], [], [], [], [])
+    for model in models:
+        if not tables.complete(model, CLEAN):
+            continue
+        done = {k: c for k, c in context.conditions.items() if tables.complete(model, k)}
+        for label, condition in done.items():
+            columns = tables.observations(model, label)
+            if condition.kind != "outliers":
+                _classifier(out, context, model, condition, columns)
+                _estimators(out, context, tables, model, condition)
+            if label != CLEAN:
+                _detectors(out, context, tables, model, condition)
+            if condition.kind == "attack":
+                out.cost.append(
+                    Cost(
+                        model=model,
+                        condition=label,
+                        n=len(columns["label"]),
+                        forwards=int(columns["forwards"].sum()),
+                        backwards=int(columns["backwards"].sum()),
+                    )
+                )
+        _worst_cases(out, context, tables, model, done.values())
+        _gallery(out, tables, model, done)
+    return out
+
+
+def _row(model: str, condition: str, probe: str, metric: str, estimate: Estimate, **extra: Any) -> Row:
+    return Row(
+        model=model,
+        condition=condition,
+        probe=probe,
+        metric=metric,
+        value=finite(estimate.value),
+        ci_low=finite(estimate.ci_low),
+        ci_high=finite(estimate.ci_high),
+        ci_level=estimate.level,
+        ci_method=estimate.ci_method,
+        n=estimate.n,
+        reason=estimate.reason,
+        **extra,
+    )
+
+
+def _accuracies(
+    out: Measured, context: Context, model: str, condition: str, name: str, right: np.ndarray, y: np.ndarray
+) -> None:
+    """Overall, per class and worst class."""
+    classes = context.data.classes
+    out.rows.append(_row(model, condition, CLASSIFIER, name, cls.accuracy(right)))
+    for label, estimate in zip(classes, cls.per_class_accuracy(right, y, len(classes)), strict=True):
+        out.rows.append(_row(model, condition, CLASSIFIER, name, estimate, group=label))
+    worst, k = cls.worst_class_accuracy(right, y, len(classes))
+    out.rows.append(_row(model, condition, CLASSIFIER, "worst_class_accuracy", worst, group=classes[k]))
+
+
+def _calibration(out: Measured, model: str, condition: str, probe: str, logits: np.ndarray, y: np.ndarray) -> None:
+    confidence, right = cal.confidence_and_correctness(logits, y)
+    for metric, estimate in (
+        ("ece", cal.ece(confidence, right)),
+        ("nll", cal.nll(logits, y)),
+        ("brier", cal.brier(logits, y)),
+    ):
+        out.rows.append(_row(model, condition, probe, metric, estimate))
+    bins = [asdict(b) for b in cal.reliability(confidence, right)]
+    data = {name: [float(b[name]) for b in bins] for name in ("confidence", "accuracy", "low", "high", "n")}
+    out.curves.append(Curve(kind="reliability", model=model, condition=condition, probe=probe, data=data))
+
+
+def _classifier(out: Measured, context: Context, model: str, condition: Condition, columns: Columns) -> None:
+    attacked = condition.kind == "attack"
+    name = "robust_accuracy" if attacked else "accuracy"
+    _accuracies(out, context, model, condition.label, name, correct(columns), columns["label"])
+    _calibration(out, model, condition.label, CLASSIFIER, columns["logits"], columns["label"])
+    if attacked:
+        moved = columns["norm"][columns["broken"] & (columns["norm"] > 0)].astype(np.float64)
+        estimate = bootstrap_mean(moved) if len(moved) else Estimate.undefined(0, "the attack broke no sample")
+        out.rows.append(_row(model, condition.label, CLASSIFIER, "mean_norm", estimate))
+
+
+def _estimators(out: Measured, context: Context, tables: _Tables, model: str, condition: Condition) -> None:
+    labels = tables.observations(model, condition.label)["label"]
+    for probe in context.probes:
+        if probe.kind == "estimator":
+            logits = tables.probe(model, condition.label, probe.label)["logits"]
+            _calibration(out, model, condition.label, probe.label, logits, labels)
+
+
+def _detectors(out: Measured, context: Context, tables: _Tables, model: str, condition: Condition) -> None:
+    """Clean test inputs against this condition's. Of an attack's inputs those count that fooled the classifier."""
+    columns = tables.observations(model, condition.label)
+    chosen = np.ones(len(columns["label"]), dtype=bool)
+    if condition.kind == "attack":
+        chosen = columns["broken"] & correct(tables.observations(model, CLEAN))
+    for probe in context.probes:
+        if probe.kind != "detector":
+            continue
+        clean = tables.probe(model, CLEAN, probe.label)["score"]
+        unknown = tables.probe(model, condition.label, probe.label)["score"][chosen]
+        metrics = {"auroc": det.auroc(clean, unknown), **det.threshold_metrics(clean, unknown)}
+        for metric, estimate in metrics.items():
+            out.rows.append(_row(model, condition.label, probe.label, metric, estimate, against=CLEAN))
+        if not len(unknown):
+            continue
+        fpr, tpr = det.roc_curve(clean, unknown)
+        place = {"model": model, "condition": condition.label, "probe": probe.label}
+        out.curves.append(Curve(kind="roc", data={"fpr": _rounded(fpr), "tpr": _rounded(tpr)}, **place))
+        out.curves.append(Curve(kind="scores", data=_histogram(clean, unknown), **place))
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{v:.6g}") for v in values]
+
+
+def _histogram(clean: np.ndarray, unknown: np.ndarray) -> dict[str, list[float]]:
+    """Densities of both groups over common bins, between the 0.5 % and 99.5 % points of all scores together."""
+    both = np.concatenate([clean, unknown])
+    low, high = np.quantile(both, [0.005, 0.995])
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
+
+    def share(scores: np.ndarray) -> list[float]:
+        counts, _ = np.histogram(np.clip(scores, low, high), edges)
+        return _rounded(counts / len(scores))
+
+    # `edges` has one entry more than the shares; the last share is repeated so that the lists are of equal length.
+    clean_share, unknown_share = share(clean), share(unknown)
+    return {
+        "edges": _rounded(edges),
+        "clean": [*clean_share, clean_share[-1]],
+        "unknown": [*unknown_share, unknown_share[-1]],
+    }
+
+
+def _worst_cases(
+    out: Measured, context: Context, tables: _Tables, model: str, conditions: Iterable[Condition]
+) -> None:
+    """For each norm and budget: correct clean and under every attack of that norm with at most that budget."""
+    attacks: dict[str, list[tuple[float, Condition]]] = {}
+    for condition in conditions:
+        facts = condition.facts()
+        if condition.kind == "attack" and facts["eps"] is not None:
+            attacks.setdefault(facts["norm"], []).append((facts["eps"], condition))
+    for norm, found in sorted(attacks.items()):
+        for eps in sorted({e for e, _ in found}):
+            members = [c.label for e, c in found if e <= eps]
+            verdicts = [correct(tables.observations(model, label)) for label in (CLEAN, *members)]
+            label = f"worst case {norm} {format_number(eps)}"
+            y = tables.observations(model, CLEAN)["label"]
+            _accuracies(out, context, model, label, "robust_accuracy", cls.worst_case(verdicts), y)
+            entry = {"label": label, "kind": "worst-case", "norm": norm, "eps": eps, "over": members}
+            if entry not in out.worst_cases:
+                out.worst_cases.append(entry)
+
+
+def _gallery(out: Measured, tables: _Tables, model: str, conditions: dict[str, Condition]) -> None:
+    """Small images of the first samples: clean, as the attack left them, and the difference."""
+    clean = tables.observations(model, CLEAN)
+    for label, condition in conditions.items():
+        if condition.kind != "attack":
+            continue
+        columns = tables.observations(model, label)
+        for i in range(min(PREVIEWS, len(columns["preview"]))):
+            before, after = clean["preview"][i], columns["preview"][i]
+            difference = after.astype(np.float64) - before
+            scale = np.abs(difference).max() or 1.0
+            out.gallery.append(
+                {
+                    "model": model,
+                    "condition": label,
+                    "id": str(columns["id"][i]),
+                    "label": int(columns["label"][i]),
+                    "before": int(clean["logits"][i].argmax()),
+                    "after": int(columns["logits"][i].argmax()),
+                    "broken": bool(columns["broken"][i]),
+                    "norm": float(f"{columns['norm'][i]:.4g}"),
+                    "images": [_png(before), _png(after), _png(np.uint8(127.5 + 127.5 * difference / scale))],
+                }
+            )
+
+
+def _png(image: np.ndarray) -> str:
+    """(C, H, W) uint8 as a data URI."""
+    from PIL import Image
+
+    picture = Image.fromarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def metric_table() -> dict[str, dict[str, Any]]:
+    """What results.json says of every metric."""
+    return {name: asdict(info) for name, info in METRICS.items()}

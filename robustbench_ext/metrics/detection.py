@@ -1,0 +1,147 @@
+"""Detection of unknown inputs from scores: higher score = more unknown. `clean` are the known inputs' scores.
+
+Tied scores are one threshold, so nothing depends on the order of samples.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.special import expit, logit, ndtri
+from scipy.stats import rankdata
+
+from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
+from robustbench_ext.metrics.intervals import bootstrap
+
+TPR = 0.95
+
+
+def auroc(clean: np.ndarray, unknown: np.ndarray) -> Estimate:
+    """P(unknown > clean) + P(unknown = clean) / 2, with DeLong's interval on the logit scale.
+
+    Where the two groups separate perfectly DeLong's variance is zero; there the interval is Newcombe's (Statistics in
+    Medicine 2006, method 5), which does not collapse.
+    """
+    if not len(unknown):
+        return Estimate.undefined(0, "no unknown inputs (no attack succeeded)")
+    require("AUROC clean", scores=clean)
+    require("AUROC unknown", scores=unknown)
+    n0, n1 = len(clean), len(unknown)
+    ranks = rankdata(np.concatenate([clean, unknown]))
+    # Placements: for each sample the share of the other group on its right side.
+    placed1 = (ranks[n0:] - rankdata(unknown)) / n0
+    placed0 = 1.0 - (ranks[:n0] - rankdata(clean)) / n1
+    value = float(placed1.mean())
+    variance = (placed1.var(ddof=1) / n1 if n1 > 1 else 0.0) + (placed0.var(ddof=1) / n0 if n0 > 1 else 0.0)
+    z = -float(ndtri((1 - LEVEL) / 2))
+    if variance <= 0 or n1 < 2 or n0 < 2:
+        return Estimate(value, *_newcombe(value, n0, n1, z), "Newcombe", n0 + n1)
+    half = z * math.sqrt(variance) / (value * (1 - value))
+    centre = float(logit(value))
+    return Estimate(value, float(expit(centre - half)), float(expit(centre + half)), "DeLong, logit", n0 + n1)
+
+
+def _newcombe(value: float, n0: int, n1: int, z: float) -> tuple[float, float]:
+    """{t: |value - t| <= z sqrt(V(t))}, V the exponential-model variance at equal group sizes (n0 + n1) / 2."""
+    from scipy.optimize import brentq
+
+    extra = (n0 + n1) / 2 - 1
+
+    def excess(t: float) -> float:
+        variance = t * (1 - t) * (1 + extra * ((1 - t) / (2 - t) + t / (1 + t))) / (n0 * n1)
+        return abs(value - t) - z * math.sqrt(variance)
+
+    inside = min(max(value, 1e-9), 1 - 1e-9)
+    low = 0.0 if excess(1e-12) <= 0 else float(brentq(excess, 1e-12, inside)) if excess(inside) <= 0 else inside
+    high = 1.0 if excess(1 - 1e-12) <= 0 else float(brentq(excess, inside, 1 - 1e-12)) if excess(inside) <= 0 else inside
+    return (min(low, value), 1.0) if value == 1.0 else (0.0, max(high, value)) if value == 0.0 else (low, high)
+
+
+class _Thresholds:
+    """Counts of both groups at or above each distinct score, for one or many weightings at once."""
+
+    def __init__(self, clean: np.ndarray, unknown: np.ndarray) -> None:
+        scores = np.concatenate([clean, unknown])
+        self._n0 = len(clean)
+        self._order = np.argsort(-scores, kind="stable")
+        ordered = scores[self._order]
+        self._ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+        self._is_unknown = self._order >= self._n0
+
+    def cumulative(self, w0: np.ndarray, w1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted counts (r, G) of clean and unknown samples with score >= the g-th largest distinct score."""
+        both = np.concatenate([w0, w1], axis=1)[:, self._order]
+        unknown = np.cumsum(np.where(self._is_unknown, both, 0.0), axis=1)[:, self._ends]
+        return np.cumsum(both, axis=1)[:, self._ends] - unknown, unknown
+
+
+def _average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """sum_k (R_k - R_{k-1}) P_k from cumulative counts (r, G), most positive first."""
+    precision = positives / np.maximum(positives + negatives, 1e-300)
+    recall = positives / positives[:, -1:]
+    return np.asarray((np.diff(recall, axis=1, prepend=0.0) * precision).sum(axis=1))
+
+
+def _from_below(counts: np.ndarray) -> np.ndarray:
+    """Counts at or below each distinct score, lowest first, from counts at or above, highest first."""
+    total = counts[:, -1:]
+    below = total - np.concatenate([np.zeros_like(total), counts[:, :-1]], axis=1)
+    return below[:, ::-1]
+
+
+def _fpr(clean: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+    """Share of unknown samples at or below the lowest threshold that keeps >= 95 % of the clean ones."""
+    below0, below1 = _from_below(clean), _from_below(unknown)
+    first = np.argmax(below0 >= TPR * below0[:, -1:] - 1e-9, axis=1)[:, None]
+    return np.asarray((np.take_along_axis(below1, first, axis=1) / below1[:, -1:])[:, 0])
+
+
+def threshold_metrics(clean: np.ndarray, unknown: np.ndarray) -> dict[str, Estimate]:
+    """`aupr_out`, `aupr_in` and `fpr95`, each with a stratified bootstrap interval."""
+    if not len(unknown):
+        undefined = Estimate.undefined(0, "no unknown inputs (no attack succeeded)")
+        return {"aupr_out": undefined, "aupr_in": undefined, "fpr95": undefined}
+    require("detection clean", scores=clean)
+    require("detection unknown", scores=unknown)
+    counts = _Thresholds(clean, unknown)
+
+    def all_three(w0: np.ndarray, w1: np.ndarray) -> np.ndarray:
+        zeros, ones = counts.cumulative(w0, w1)
+        return np.stack(
+            [
+                _average_precision(ones, zeros),
+                _average_precision(_from_below(zeros), _from_below(ones)),
+                _fpr(zeros, ones),
+            ]
+        )
+
+    sizes = (len(clean), len(unknown))
+    point = all_three(np.ones((1, sizes[0])), np.ones((1, sizes[1])))[:, 0]
+    # One pass over the resamples serves all three.
+    resampled: list[np.ndarray] = []
+
+    def collect(w0: np.ndarray, w1: np.ndarray) -> np.ndarray:
+        resampled.append(all_three(w0, w1))
+        return resampled[-1][0]
+
+    first = bootstrap(float(point[0]), collect, sizes, sum(sizes))
+    rest = np.concatenate(resampled, axis=1)
+    out = {"aupr_out": first}
+    for row, name in ((1, "aupr_in"), (2, "fpr95")):
+        low, high = np.quantile(rest[row], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        out[name] = Estimate(float(point[row]), float(low), float(high), first.ci_method, sum(sizes))
+    return out
+
+
+def roc_curve(clean: np.ndarray, unknown: np.ndarray, points: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """(false alarm rate, detection rate), the exact ROC's corners thinned to about `points`, both ends kept."""
+    zeros, ones = _Thresholds(clean, unknown).cumulative(np.ones((1, len(clean))), np.ones((1, len(unknown))))
+    fpr = np.concatenate([[0.0], zeros[0] / len(clean)])
+    tpr = np.concatenate([[0.0], ones[0] / len(unknown)])
+    if len(fpr) > points:
+        # Keep the points nearest to equal steps of arc length, so that steep and flat parts are drawn alike.
+        along = fpr + tpr
+        keep = np.unique(np.searchsorted(along, np.linspace(0, along[-1], points)).clip(0, len(fpr) - 1))
+        fpr, tpr = fpr[keep], tpr[keep]
+    return fpr, tpr

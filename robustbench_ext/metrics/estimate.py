@@ -1,0 +1,112 @@
+"""What a metric gives, and what is known of every metric by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from robustbench_ext.errors import DataError
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its confidence interval.
+
+    Attributes:
+        value, ci_low, ci_high: NaN where undefined; then `reason` says why.
+        ci_method: how the interval was made, as reports print it.
+        n: samples that the value rests on.
+        level: nominal coverage of the interval.
+    """
+
+    value: float
+    ci_low: float
+    ci_high: float
+    ci_method: str
+    n: int
+    reason: str = ""
+    level: float = LEVEL
+
+    @classmethod
+    def undefined(cls, n: int, reason: str) -> Estimate:
+        """No value, and why."""
+        return cls(math.nan, math.nan, math.nan, "none", n, reason)
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What reports need to know of a metric.
+
+    Attributes:
+        title: short heading; `definition`: one sentence, exact enough to recompute.
+        higher_is_better: None where neither direction is good in itself.
+        percent: shown in percent (a proportion) rather than as a plain number.
+    """
+
+    title: str
+    definition: str
+    higher_is_better: bool | None
+    percent: bool
+
+
+METRICS: dict[str, MetricInfo] = {
+    "accuracy": MetricInfo("accuracy", "Share of samples whose largest logit is the label's.", True, True),
+    "robust_accuracy": MetricInfo(
+        "robust accuracy",
+        "Share of samples classified correctly clean and at every input that the attack submitted. For worst-case "
+        "conditions: under every attack of that norm with at most that budget (per sample, not the least average).",
+        True,
+        True,
+    ),
+    "worst_class_accuracy": MetricInfo(
+        "worst class",
+        "The lowest accuracy of any class. The minimum of noisy estimates is biased downwards; the interval is the "
+        "class's Wilson interval at a level raised for the number of classes (Bonferroni).",
+        True,
+        True,
+    ),
+    "ece": MetricInfo(
+        "ECE",
+        "Expected calibration error: mean over 15 equal-width bins (right-closed) of |accuracy - confidence|, weighted "
+        "by the bins' counts. The plug-in value is biased upwards at small n; the interval reaches down to cover it.",
+        False,
+        True,
+    ),
+    "nll": MetricInfo("NLL", "Mean of -log p(label), natural logarithm, no clipping.", False, False),
+    "brier": MetricInfo("Brier", "Mean over samples of sum_k (p_k - 1[y = k])^2, in [0, 2].", False, False),
+    "auroc": MetricInfo(
+        "AUROC",
+        "Probability that an unknown (or successfully attacked) input scores above a clean test input, ties counted "
+        "half. 0.5 is chance.",
+        True,
+        True,
+    ),
+    "aupr_out": MetricInfo("AUPR-out", "Average precision with the unknown inputs as positives.", True, True),
+    "aupr_in": MetricInfo("AUPR-in", "Average precision with the clean inputs as positives (scores negated).", True, True),
+    "fpr95": MetricInfo(
+        "FPR@95",
+        "Share of unknown inputs accepted at the threshold that accepts at least 95 % of the clean ones (clean "
+        "positive, as in the Mahalanobis, ODIN and energy papers; OpenOOD has it the other way round).",
+        False,
+        True,
+    ),
+    "mean_norm": MetricInfo(
+        "perturbation", "Mean norm of the perturbation over the samples that the attack broke.", None, False
+    ),
+}
+
+
+def require(name: str, **arrays: np.ndarray) -> None:
+    """Raise DataError on empty, NaN or ragged input: a metric never returns a number for those."""
+    lengths = {key: len(value) for key, value in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"{name}: lengths differ: {lengths}")
+    for key, value in arrays.items():
+        if len(value) == 0:
+            raise DataError(f"{name}: {key} is empty")
+        if np.issubdtype(value.dtype, np.floating) and np.isnan(value).any():
+            raise DataError(f"{name}: {key} holds NaN")

@@ -1,0 +1,230 @@
+"""May this number be trusted? Checks of a model and its data that take seconds and come with a verdict.
+
+Each check is pass, doubt or fail, with the evidence and a hint. A failed check marks every result of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_ext.attacks.pgd import PGD
+from robustbench_ext.data.base import Split
+from robustbench_ext.errors import RobustBenchExtError
+from robustbench_ext.models.contract import (
+    check_images,
+    check_labels,
+    check_logits,
+    frozen_eval,
+    looks_like_probabilities,
+)
+
+Status = Literal["pass", "doubt", "fail"]
+PREFLIGHT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check's outcome; `hint` says what to do where it is not a pass."""
+
+    name: str
+    status: Status
+    message: str
+    hint: str = ""
+
+
+def preflight(model: nn.Module, split: Split, n: int = 64, seed: int = 0) -> list[Check]:
+    """Check a model against the first n samples of a split.
+
+    Order matters: once the data or the outputs break the contract, the checks that need them are left out.
+    """
+    x, y = split.images(slice(0, n)), torch.from_numpy(split.labels[:n])
+    checks: list[Check] = []
+
+    def attempt(name: str, hint: str, check: Callable[[], Check]) -> bool:
+        try:
+            checks.append(check())
+        except RobustBenchExtError as error:
+            checks.append(Check(name, "fail", str(error), hint))
+        except Exception as error:  # the model is foreign code: whatever it raises is a finding, not a crash
+            checks.append(Check(name, "fail", f"the model raised {type(error).__name__}: {error}", hint))
+        return checks[-1].status != "fail"
+
+    if not attempt("input range", "", lambda: _range(x)):
+        return checks
+    checks.append(_mode(model))
+    with frozen_eval(model):
+        if not attempt("forward pass", "The model must accept (N, C, H, W) in [0, 1].", lambda: _forward(model, x)):
+            return checks
+        with torch.no_grad():
+            logits = check_logits(model(x), len(x))
+        if not attempt("labels", "", lambda: _labels(y, logits)):
+            return checks
+        attempt("logits", "", lambda: _logits(logits))
+        attempt("determinism", "", lambda: _determinism(model, x, logits))
+        attempt("batch independence", "", lambda: _batches(model, x, logits))
+        attempt("accuracy", "", lambda: _accuracy(logits, y))
+        attempt("gradients", "", lambda: _gradients(model, x, y))
+    if checks and not any(c.name == "logits" and c.status == "fail" for c in checks):
+        attempt("eps = 0", "", lambda: _identity(model, x, y, split.ids[:n], seed))
+    return checks
+
+
+def verdict(checks: list[Check]) -> Status:
+    """The worst status of all checks."""
+    statuses = {check.status for check in checks}
+    return "fail" if "fail" in statuses else "doubt" if "doubt" in statuses else "pass"
+
+
+def _range(x: Tensor) -> Check:
+    check_images(x)
+    low, high = (float(v) for v in torch.aminmax(x))
+    if high <= 0.05 or high - low < 0.05:
+        return Check(
+            "input range",
+            "doubt",
+            f"inputs span only [{low:.3g}, {high:.3g}]",
+            "They look scaled down, for example divided by 255 twice. Budgets assume images that use [0, 1].",
+        )
+    return Check("input range", "pass", f"float32 in [{low:.3g}, {high:.3g}], shape {tuple(x.shape[1:])}")
+
+
+def _mode(model: nn.Module) -> Check:
+    training = sum(m.training for m in model.modules())
+    if training:
+        return Check("mode", "pass", "handed over in training mode; evaluated in eval mode and handed back as it was")
+    return Check("mode", "pass", "eval mode")
+
+
+def _forward(model: nn.Module, x: Tensor) -> Check:
+    with torch.no_grad():
+        logits = check_logits(model(x), len(x))
+    return Check("forward pass", "pass", f"finite outputs, {logits.shape[1]} classes")
+
+
+def _labels(y: Tensor, logits: Tensor) -> Check:
+    check_labels(y, logits.shape[1], len(y))
+    top, outputs = int(y.max()) + 1, logits.shape[1]
+    if outputs > 2 * max(top, 2) and len(y) >= 2 * top:
+        return Check(
+            "labels",
+            "doubt",
+            f"the model has {outputs} outputs, the labels seen end at {top - 1}",
+            "Is this the right head, or the right data?",
+        )
+    return Check("labels", "pass", f"0..{top - 1} of {outputs} outputs")
+
+
+def _logits(logits: Tensor) -> Check:
+    if looks_like_probabilities(logits):
+        return Check(
+            "logits",
+            "fail",
+            "the model returns probabilities: every row lies in [0, 1] and sums to 1",
+            "Remove the last softmax: it hides gradients from attacks, and energies and calibration need logits.",
+        )
+    normaliser = torch.logsumexp(logits.double(), dim=1)
+    if float(normaliser.abs().max()) < 1e-4:
+        return Check(
+            "logits",
+            "doubt",
+            "the model returns log-probabilities: logsumexp is 0 for every input",
+            "Attacks and calibration are right, but energy scores are constant. Return the raw logits.",
+        )
+    spread = float((logits.amax(1) - logits.amin(1)).median())
+    if spread > 1e3:
+        return Check(
+            "logits",
+            "doubt",
+            f"the median spread of the logits is {spread:.3g}",
+            "A softmax this saturated has vanishing gradients in float32; look for a temperature in the last layer.",
+        )
+    return Check("logits", "pass", f"median spread {spread:.3g}")
+
+
+def _determinism(model: nn.Module, x: Tensor, logits: Tensor) -> Check:
+    with torch.no_grad():
+        again = check_logits(model(x), len(x))
+    gap = float((again - logits).abs().max())
+    if gap > 1e-4 * max(1.0, float(logits.abs().max())):
+        return Check(
+            "determinism",
+            "fail",
+            f"two passes over the same batch differ by {gap:.3g} in eval mode",
+            "The model is randomised (dropout called by hand, random layers). Attack it with expectation over its "
+            "randomness; a plain attack overstates its robustness.",
+        )
+    return Check("determinism", "pass", "two passes agree")
+
+
+def _batches(model: nn.Module, x: Tensor, logits: Tensor) -> Check:
+    with torch.no_grad():
+        alone = torch.cat([check_logits(model(x[i : i + 1]), 1) for i in range(min(4, len(x)))])
+    gap = float((alone - logits[: len(alone)]).abs().max())
+    if gap > 1e-3 * max(1.0, float(logits.abs().max())):
+        return Check(
+            "batch independence",
+            "fail",
+            f"a sample's logits change by {gap:.3g} with its batch",
+            "Some layer uses batch statistics in eval mode (track_running_stats=False?): one sample's attack would "
+            "change another's verdict.",
+        )
+    return Check("batch independence", "pass", "a sample's logits do not depend on its batch")
+
+
+def _accuracy(logits: Tensor, y: Tensor) -> Check:
+    right, n, k = int((logits.argmax(1) == y).sum()), len(y), logits.shape[1]
+    message = f"{right} of {n} samples correct"
+    if right / n <= 1.5 / k:
+        return Check(
+            "accuracy",
+            "doubt",
+            f"{message}: no better than chance (1 in {k})",
+            "Untrained weights, a wrong normalisation (mean, std), a wrong class order or a wrong channel order?",
+        )
+    return Check("accuracy", "pass", message)
+
+
+def _gradients(model: nn.Module, x: Tensor, y: Tensor) -> Check:
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_(True)
+        logits = check_logits(model(leaf), len(x))
+        if not logits.requires_grad:
+            return Check(
+                "gradients",
+                "fail",
+                "the outputs do not depend on the inputs in a way that autograd sees",
+                "Gradient attacks see nothing: look for .detach(), torch.no_grad(), numpy or a round() in forward.",
+            )
+        loss = torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    if not bool(torch.isfinite(gradient).all()):
+        return Check("gradients", "fail", "input gradients hold NaN or infinity", "Attacks cannot follow them.")
+    zero = float((gradient.flatten(1).abs().amax(1) == 0).float().mean())
+    if zero > 0.1:
+        return Check(
+            "gradients",
+            "doubt",
+            f"the input gradient is exactly zero for {zero:.0%} of the samples",
+            "Masked gradients (saturation, quantisation) make gradient attacks look weak. Try margin losses and "
+            "black-box attacks before believing a high robust accuracy.",
+        )
+    return Check("gradients", "pass", f"finite, zero for {zero:.0%} of the samples")
+
+
+def _identity(model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int) -> Check:
+    result = PGD(eps=0.0, steps=1)(model, x, y, ids=ids, seed=seed)
+    moved = float((result.x_adv - x).abs().max())
+    with torch.no_grad(), frozen_eval(model):
+        clean = check_logits(model(x), len(x)).argmax(1) != y
+    if moved > 0 or not torch.equal(clean.cpu(), result.broken.cpu()):
+        return Check("eps = 0", "fail", "an attack of budget 0 changes verdicts", "Mode or state leaks between passes.")
+    return Check("eps = 0", "pass", "an attack of budget 0 is the identity")
+
+
+__all__ = ["PREFLIGHT_VERSION", "Check", "Status", "preflight", "verdict"]

@@ -1,0 +1,84 @@
+"""Records: one row per sample, kept under a key that names all that they depend on.
+
+`KEY.npz` holds the columns, `KEY.json` says what made them and how many bytes and which hash the columns have. Both are
+written under a temporary name and renamed, the JSON last: a record is there when its JSON is there and fits, so a run
+that is killed at any moment leaves whole records and nothing else. A record whose bytes do not fit its hash counts as
+missing, and is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustbench_ext.errors import RobustBenchExtError
+from robustbench_ext.files import write_atomically
+
+
+class RecordStore:
+    """The records of one run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._verified: dict[str, tuple[int, int]] = {}
+
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        return self.folder / f"{key}.npz", self.folder / f"{key}.json"
+
+    def has(self, key: str) -> bool:
+        """Whether a whole record of that key is there; its bytes are hashed once in this store's life."""
+        columns, note = self._paths(key)
+        try:
+            stat = columns.stat()
+            stamp = (stat.st_size, stat.st_mtime_ns)
+            if self._verified.get(key) == stamp:
+                return True
+            meta = json.loads(note.read_text())
+            if meta["bytes"] != stat.st_size or meta["sha256"] != _digest(columns):
+                return False
+        except (OSError, ValueError, KeyError):
+            return False
+        self._verified[key] = stamp
+        return True
+
+    def save(self, key: str, columns: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        """Write a record; `meta` is kept beside it for people who want to know what a key stands for."""
+        file, note = self._paths(key)
+        write_atomically(file, lambda path: np.savez(path, allow_pickle=False, **columns))
+        text = json.dumps({"key": key, "bytes": file.stat().st_size, "sha256": _digest(file), **meta}, indent=1)
+        write_atomically(note, lambda path: path.write_text(text))
+
+    def load(self, key: str) -> dict[str, np.ndarray]:
+        """The columns of a record.
+
+        Raises:
+            RobustBenchExtError: it is missing or damaged.
+        """
+        if not self.has(key):
+            raise RobustBenchExtError(
+                f"record {key} is missing or damaged in {self.folder}. Run the suite again: it computes what is missing."
+            )
+        try:
+            with np.load(self._paths(key)[0], allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise RobustBenchExtError(f"record {key} cannot be read: {error}") from error
+
+    def meta(self, key: str) -> dict[str, Any]:
+        """What made a record."""
+        meta: dict[str, Any] = json.loads(self._paths(key)[1].read_text())
+        return meta
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

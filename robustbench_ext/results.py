@@ -1,0 +1,121 @@
+"""The schema of results.json, versioned. Reports know this and nothing else.
+
+Numbers are numbers, undefined is null with a reason, units are in the definitions under `metrics`. There is no
+timestamp and no timing in it: equal records give equal bytes. What a run cost in seconds is in run.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Row(_Part):
+    """One estimate.
+
+    Attributes:
+        model, condition, probe: what was measured; `probe` is "classifier" for the model's own logits.
+        metric: a key of `metrics`.
+        group: the class (or other subset) that the estimate is about; null for all samples.
+        against: the condition that a detection metric compares with; null otherwise.
+        value, ci_low, ci_high: null where undefined, then `reason` says why.
+        n: samples behind the value.
+    """
+
+    model: str
+    condition: str
+    probe: str
+    metric: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    ci_level: float
+    ci_method: str
+    n: int
+    group: str | None = None
+    against: str | None = None
+    reason: str = ""
+
+
+class Curve(_Part):
+    """Numbers behind a figure: `kind` is reliability, scores or roc; `data` holds lists of equal length."""
+
+    kind: Literal["reliability", "scores", "roc"]
+    model: str
+    condition: str
+    probe: str
+    data: dict[str, list[float]]
+
+
+class Cost(_Part):
+    """Passes spent on making a condition's inputs, in samples: one forward of a batch of 250 counts 250."""
+
+    model: str
+    condition: str
+    n: int
+    forwards: int
+    backwards: int
+
+
+class Finding(_Part):
+    """One preflight check of one model."""
+
+    model: str
+    name: str
+    status: Literal["pass", "doubt", "fail"]
+    message: str
+    hint: str = ""
+
+
+class Failed(_Part):
+    """A part of the run that could not be computed."""
+
+    what: str
+    error: str
+
+
+class RunResults(_Part):
+    """results.json."""
+
+    schema_version: Literal[1] = 1
+    generator: dict[str, str]
+    suite: dict[str, Any]
+    data: dict[str, Any]
+    models: list[dict[str, Any]]
+    conditions: list[dict[str, Any]]
+    probes: list[dict[str, Any]]
+    metrics: dict[str, dict[str, Any]]
+    preflight: list[Finding]
+    results: list[Row]
+    curves: list[Curve]
+    cost: list[Cost]
+    failures: list[Failed]
+    notes: list[str] = []
+
+    def to_json(self) -> str:
+        """Stable JSON text."""
+        return json.dumps(self.model_dump(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, file: Path) -> RunResults:
+        """Read results.json; a file of another schema version is an error of pydantic's that says so."""
+        return cls.model_validate_json(file.read_text())
+
+    def find(self, **wanted: Any) -> list[Row]:
+        """Rows with these field values."""
+        return [row for row in self.results if all(getattr(row, k) == v for k, v in wanted.items())]
+
+
+def finite(value: float) -> float | None:
+    """NaN and infinities as null: JSON has no other way to say undefined."""
+    return float(value) if math.isfinite(value) else None

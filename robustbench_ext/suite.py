@@ -1,0 +1,204 @@
+"""Suites: which models meet which conditions, and what is read off them. Written in YAML, validated on reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from robustbench_ext.errors import ConfigError, unknown_name
+from robustbench_ext.numbers import parse_number
+
+SUITES = Path(__file__).parent / "suites"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def _numbers(value: Any) -> Any:
+    if value is None:
+        return None
+    return tuple(parse_number(v, "mean/std") for v in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+class Training(_Strict):
+    """A model that the run trains for itself, once, and keeps under its content key.
+
+    Attributes:
+        defense: a name, or a mapping {name: trades, beta: 6}.
+        network: any model specification; reference networks are built to the data.
+        kwargs: of the network.
+        seed: of the weights, the data order and the attack's starts.
+        recipe: options of `defenses.trainer.Recipe`, such as epochs, lr, eps, attack_steps.
+    """
+
+    defense: str | dict[str, Any]
+    network: str = "small-cnn"
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+    def defense_name(self) -> str:
+        """The defense's registered name."""
+        return self.defense if isinstance(self.defense, str) else str(self.defense.get("name"))
+
+
+class ModelEntry(_Strict):
+    """One model of a suite: either `spec` (a model that exists) or `train` (one that the run trains)."""
+
+    name: str
+    spec: str | None = None
+    train: Training | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    weights: str | None = None
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    _read_numbers = field_validator("mean", "std", mode="before")(_numbers)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelEntry:
+        if (self.spec is None) == (self.train is None):
+            raise ValueError(f"model '{self.name}': expected either 'spec' or 'train'")
+        return self
+
+
+class Suite(_Strict):
+    """A whole evaluation.
+
+    Attributes:
+        data: a dataset specification.
+        n: test samples, a stratified prefix of the test split; all of them by default.
+        seed: of attacks and corruptions.
+        conditions: see `robustbench_ext.conditions.parse_conditions`; `clean` is always there.
+        detectors, uq: names or mappings with parameters.
+        batch_size: inputs per forward pass; no result depends on it beyond rounding.
+        chunk_size: samples per record; the unit of work and of resuming.
+    """
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    name: str
+    title: str = ""
+    description: str = ""
+    data: str
+    n: int | None = Field(None, ge=1)
+    seed: int = 0
+    models: tuple[ModelEntry, ...] = Field(min_length=1)
+    conditions: tuple[str | dict[str, Any], ...] = ()
+    detectors: tuple[str | dict[str, Any], ...] = ()
+    uq: tuple[str | dict[str, Any], ...] = ()
+    batch_size: int = Field(250, ge=1)
+    chunk_size: int = Field(1000, ge=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Suite:
+        names = [model.name for model in self.models]
+        doubled = {name for name in names if names.count(name) > 1}
+        if doubled:
+            raise ValueError(f"model names must differ; used twice: {', '.join(sorted(doubled))}")
+        return self
+
+
+def bundled_suites() -> dict[str, Path]:
+    """Suites that come with the package, by name."""
+    return {file.stem: file for file in sorted(SUITES.glob("*.yaml"))}
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML mapping."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected a mapping with keys such as name, data, models, conditions")
+    return content
+
+
+def load_suite(
+    source: str | Path | Mapping[str, Any],
+    *,
+    models: Sequence[str] = (),
+    data: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    settings: Sequence[str] = (),
+) -> Suite:
+    """A validated suite.
+
+    Args:
+        source: a bundled name, a YAML file, or a mapping.
+        models: specifications that replace the suite's models, optionally as NAME=SPEC; `mean` and `std` go with them.
+        data: replaces the suite's data.
+        settings: `key=value` with dotted keys (`models.0.train.recipe.epochs=5`); values are YAML.
+
+    Raises:
+        ConfigError: what is wrong, where, and the nearest known name.
+    """
+    if isinstance(source, Mapping):
+        content, what = dict(source), "suite"
+    else:
+        file = bundled_suites().get(str(source)) or Path(source)
+        if not file.is_file():
+            known = unknown_name("suite", str(source), bundled_suites())
+            raise ConfigError(f"{known} A path to a YAML file will do too.")
+        content, what = read_yaml(file), str(source)
+        content.setdefault("name", file.stem)
+    if models:
+        content["models"] = [_model_entry(spec, mean, std) for spec in models]
+    if data is not None:
+        content["data"] = data
+    for setting in settings:
+        _set(content, setting)
+    return validate_suite(content, what)
+
+
+def validate_suite(content: Mapping[str, Any], what: str = "suite") -> Suite:
+    """A suite from a mapping; the first defect becomes a ConfigError that names the nearest known key."""
+    try:
+        return Suite.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{what}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        owner: type[_Strict] = Suite
+        if first["loc"][0] == "models":
+            owner = Training if "train" in first["loc"][:-1] else ModelEntry
+        names = [field.alias or name for name, field in owner.model_fields.items()]
+        return f"at {where}: " + unknown_name("key", str(first["loc"][-1]), names)
+    given = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    return f"at {where or 'top level'}: {first['msg']}{given}"
+
+
+def _model_entry(spec: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, Any]:
+    name, equals, rest = spec.partition("=")
+    if not equals or "/" in name or ":" in name:
+        name, rest = Path(spec.partition("+")[0].strip()).name, spec
+    return {"name": name, "spec": rest, "mean": mean, "std": std}
+
+
+def _set(content: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {setting}: expected key=value, for example n=200 or conditions.1.eps=[0.1, 0.2]")
+    target: Any = content
+    *parents, last = path.split(".")
+    try:
+        for part in parents:
+            target = target[int(part)] if isinstance(target, list) else target.setdefault(part, {})
+        if isinstance(target, list):
+            target[int(last)] = yaml.safe_load(text)
+        else:
+            target[last] = yaml.safe_load(text)
+    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError):
+        raise ConfigError(f"--set {setting}: there is no '{path}' in the suite") from None
