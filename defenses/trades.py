@@ -51,6 +51,4 @@ class TRADES(Defense):
             return Loss(F.cross_entropy(logits, batch.y))
         natural = F.cross_entropy(logits, batch.y)
         divergence = kl_natural_adversarial(logits, model(batch.x_adv)).mean()
-        return Loss(
-            natural + self.beta * divergence, {"ce": float(natural.detach()), "kl": float(divergence.detach())}
-        )
+        return Loss(natural + self.beta * divergence, {"ce": float(natural.detach()), "kl": float(divergence.detach())})

@@ -207,7 +207,9 @@ def train(
     model = architecture.build(seed)
     optimizer = _optimizer(model, recipe)
     state = _resume(out, key, model, optimizer)
-    batches = [b for b in np.array_split(np.arange(len(split)), math.ceil(len(split) / recipe.batch_size)) if len(b) > 1]
+    batches = [
+        b for b in np.array_split(np.arange(len(split)), math.ceil(len(split) / recipe.batch_size)) if len(b) > 1
+    ]
     attack = _inner(defense, recipe)
     while state.epoch < recipe.epochs:
         started = time.perf_counter()
@@ -253,9 +255,7 @@ def _inner(defense: Defense, recipe: Recipe) -> InnerAttack | None:
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, epoch: int) -> None:

@@ -88,11 +88,13 @@ class Detector(ABC):
     def _check(self, seen: Observations) -> None:
         for tap in self.taps:
             if tap not in seen.features:
-                raise DataError(f"{self.name}: features '{tap}' are missing; observe(model, x, y, taps={list(self.taps)})")
+                raise DataError(
+                    f"{self.name}: features '{tap}' are missing; observe(model, x, y, taps={list(self.taps)})"
+                )
             if not bool(torch.isfinite(seen.features[tap]).all()):
                 raise DataError(f"{self.name}: features '{tap}' hold NaN or infinity; check the model's activations")
 
-    def _fit(self, train: Observations) -> None:
+    def _fit(self, train: Observations) -> None:  # noqa: B027 - most detectors have nothing to fit
         """Compute the state; only called where `needs_fit`."""
 
     @abstractmethod

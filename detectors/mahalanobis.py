@@ -120,7 +120,8 @@ class Mahalanobis(Detector):
         """d_c(x) to every class that has training samples, (N, K'), float64, >= 0."""
         white = (features.double() - self._centre) @ self._whiten
         squares = white.square().sum(dim=1)[:, None] + self._means.square().sum(dim=1)[None]
-        return (squares - 2 * white @ self._means.T).clamp_min(0.0)
+        distances: Tensor = squares - 2 * white @ self._means.T
+        return distances.clamp_min(0.0)
 
     def _score(self, seen: Observations) -> Tensor:
         return self.distances(seen.features[PENULTIMATE]).amin(dim=1)

@@ -69,9 +69,7 @@ OUTLIERS = Registry(
 CORRUPTIONS = Registry(
     "corruption",
     "corruptions",
-    (
-        Entry("gaussian-noise", f"{_D}.corruptions:gaussian_noise", "additive Gaussian noise, ImageNet-C severities"),
-    ),
+    (Entry("gaussian-noise", f"{_D}.corruptions:gaussian_noise", "additive Gaussian noise, ImageNet-C severities"),),
 )
 
 MODELS = Registry(

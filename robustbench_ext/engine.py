@@ -32,7 +32,7 @@ RESULTS, TABLE, RUN, GALLERY = "results.json", "results.csv", "run.json", "galle
 class Progress:
     """What a caller may want to hear while a suite runs. Every hook has a default that does nothing."""
 
-    started: Callable[[str], None] = lambda what: None
+    running: Callable[[list[str]], None] = lambda jobs: None
     line: Callable[[int, int, str, Mapping[str, Any]], None] = lambda i, total, what, facts: None
     epoch: Callable[[str, Mapping[str, Any]], None] = lambda model, row: None
     message: Callable[[str], None] = lambda text: None
@@ -57,7 +57,7 @@ class RunSummary:
 
 
 _CONTEXTS: dict[str, Context] = {}
-_EPOCH_HOOK: Callable[[str, Mapping[str, Any]], None] | None = None
+PROGRESS = "progress.json"
 
 
 def _context(folder: str, suite: Mapping[str, Any]) -> Context:
@@ -91,12 +91,13 @@ def _train(context: Context, name: str) -> dict[str, Any]:
 
     def on_epoch(row: dict[str, Any]) -> None:
         last.update(row)
-        if _EPOCH_HOOK is not None:
-            _EPOCH_HOOK(name, row)
+        # Through a file, so that the run's own process sees it whichever process trains.
+        write_atomically(out / PROGRESS, lambda file: file.write_text(json.dumps(row)))
 
     train(defense, architecture, context.data, recipe, out, seed, on_epoch)
     seconds = time.perf_counter() - started
     write_atomically(out / "timing.json", lambda file: file.write_text(json.dumps({"seconds": round(seconds, 1)})))
+    (out / PROGRESS).unlink(missing_ok=True)
     return {"seconds": seconds, "epochs": recipe.epochs, **last}
 
 
@@ -156,17 +157,12 @@ class _Runner:
 
     def run(self) -> None:
         """Do all that is missing."""
-        global _EPOCH_HOOK
-        _EPOCH_HOOK = self.hooks.epoch
-        try:
-            self._wave([self._job("train", name) for name, spec in self.context.training.items() if not _trained(spec)])
-            jobs = []
-            for entry in self.context.suite.models:
-                if entry.name not in self.broken:
-                    jobs += self._model_jobs(entry.name)
-            self._wave(jobs)
-        finally:
-            _EPOCH_HOOK = None
+        self._wave([self._job("train", name) for name, spec in self.context.training.items() if not _trained(spec)])
+        jobs = []
+        for entry in self.context.suite.models:
+            if entry.name not in self.broken:
+                jobs += self._model_jobs(entry.name)
+        self._wave(jobs)
 
     def _model_jobs(self, name: str) -> list[Job]:
         try:
@@ -216,11 +212,16 @@ class _Runner:
             self._fail(job.id, failure.error, failure.traceback)
             self.hooks.line(count, len(jobs), job.id, {"error": failure.error})
 
-        for job in jobs:
-            self.hooks.started(job.id)
+        def tick(running: list[Job]) -> None:
+            for job in running:
+                row = self._epoch(job.payload[3]) if job.payload[0] == "train" else None
+                if row is not None:
+                    self.hooks.epoch(job.payload[3], row)
+            self.hooks.running([job.id for job in running])
+
         executor = self._executor
         if not isinstance(executor, str):
-            run_jobs(jobs, work, executor, done, failed)
+            run_jobs(jobs, work, executor, done, failed, tick)
             return
         import torch
 
@@ -229,9 +230,17 @@ class _Runner:
             try:
                 if isinstance(pool, SerialExecutor):
                     torch.set_num_threads(1)  # as in a worker: see robustbench_ext.execute
-                run_jobs(jobs, work, pool, done, failed)
+                run_jobs(jobs, work, pool, done, failed, tick)
             finally:
                 torch.set_num_threads(threads)
+
+    def _epoch(self, name: str) -> dict[str, Any] | None:
+        """The last finished epoch of a model that is training somewhere."""
+        try:
+            row: dict[str, Any] = json.loads((self.context.training[name][-1] / PROGRESS).read_text())
+        except (OSError, ValueError):
+            return None
+        return row
 
     def _fail(self, what: str, error: str, traceback: str = "") -> None:
         self.failures.append(Failed(what=what, error=error))
@@ -242,7 +251,7 @@ class _Runner:
 
 
 def _trained(spec: tuple[Any, ...]) -> bool:
-    return (spec[-1] / "model.json").is_file()
+    return bool((spec[-1] / "model.json").is_file())
 
 
 def _results(context: Context, runner: _Runner) -> tuple[RunResults, Measured]:
@@ -302,9 +311,7 @@ def _describe(context: Context, name: str) -> dict[str, Any]:
     return about
 
 
-def _write(
-    context: Context, results: RunResults, measured: Measured, runner: _Runner, began: float
-) -> None:
+def _write(context: Context, results: RunResults, measured: Measured, runner: _Runner, began: float) -> None:
     """Write the run's files; run.json alone holds dates and timings."""
     folder = context.folder
 

@@ -18,7 +18,7 @@ import torch
 from robustbench_ext import fingerprint
 from robustbench_ext.attacks.base import build
 from robustbench_ext.catalog import DEFENSES
-from robustbench_ext.conditions import Clean, Condition, is_available, labels_tensor, parse_conditions
+from robustbench_ext.conditions import Condition, is_available, labels_tensor, parse_conditions
 from robustbench_ext.data import Split, load_dataset
 from robustbench_ext.errors import ConfigError, DataError
 from robustbench_ext.models import LoadedModel, Observations, Taps, load_model, observe
@@ -137,13 +137,15 @@ class Context:
         """All that the observations of a cell depend on."""
         condition = self.conditions[cell.condition]
         samples = self.samples(condition, cell.split)
+        # The whole split's fingerprint and the chunk's ids: a larger n reuses the chunks of a smaller one.
+        source = samples if condition.kind == "outliers" else self.data[cell.split]
         return {
             "kind": "observations",
             "version": RECORD_VERSION,
             "model": self.model(cell.model).fingerprint,
             "taps": list(self.taps),
             "condition": condition.spec(),
-            "samples": samples.fingerprint(),
+            "samples": source.fingerprint(),
             "ids": fingerprint.hash_strings(samples.ids[self.rows(cell.chunk)].tolist()),
             "seed": self.suite.seed,
         }

@@ -87,8 +87,11 @@ def run_jobs(
     executor: Executor,
     on_done: Callable[[Job, Any], None],
     on_failed: Callable[[Job, Failure], None],
+    on_tick: Callable[[list[Job]], None] = lambda running: None,
 ) -> list[Failure]:
     """Run all jobs, each after those that it needs; returns the failures, in the order in which they came.
+
+    `on_tick` is called about once a second with the jobs in flight, for progress.
 
     A job that raises is a failure, and so is every job that needs it; the rest goes on. A worker that dies (killed,
     out of memory) ends the run with a message; what was computed is on disk.
@@ -121,7 +124,9 @@ def run_jobs(
                     running[executor.submit(work, job.payload)] = job
             if not running:
                 continue
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            finished = wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done
+            on_tick(list(running.values()))
+            for future in finished:
                 job = running.pop(future)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):

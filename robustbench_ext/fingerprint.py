@@ -43,7 +43,7 @@ def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
         if array.dtype.kind in "US":
             digest.update(hash_strings(array.ravel().tolist()).encode())
         else:
-            digest.update(memoryview(array).cast("B") if array.size else b"")
+            digest.update(array.tobytes())
     return digest.hexdigest()[:KEY_DIGITS]
 
 

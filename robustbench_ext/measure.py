@@ -218,9 +218,7 @@ def _histogram(clean: np.ndarray, unknown: np.ndarray) -> dict[str, list[float]]
     }
 
 
-def _worst_cases(
-    out: Measured, context: Context, tables: _Tables, model: str, conditions: Iterable[Condition]
-) -> None:
+def _worst_cases(out: Measured, context: Context, tables: _Tables, model: str, conditions: Iterable[Condition]) -> None:
     """For each norm and budget: correct clean and under every attack of that norm with at most that budget."""
     attacks: dict[str, list[tuple[float, Condition]]] = {}
     for condition in conditions:

@@ -72,7 +72,9 @@ def parse_probes(detectors: Sequence[Any], estimators: Sequence[Any]) -> list[Pr
         for entry in entries:
             options = {"name": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
             if "name" not in options:
-                raise ConfigError(f"{kind} {entry!r}: expected a name, or a mapping such as {{name: energy, temperature: 2}}")
+                raise ConfigError(
+                    f"{kind} {entry!r}: expected a name, or a mapping such as {{name: energy, temperature: 2}}"
+                )
             name = str(options.pop("name"))
             label = str(options.pop("label", name))
             registry.get(name)

@@ -65,9 +65,9 @@ class SampleRandom:
         self._key = (int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
 
     @classmethod
-    def of(cls, seed: int, ids: Sequence[object] | np.ndarray, purpose: str, device: torch.device | str = "cpu") -> (
-        SampleRandom
-    ):
+    def of(
+        cls, seed: int, ids: Sequence[object] | np.ndarray, purpose: str, device: torch.device | str = "cpu"
+    ) -> SampleRandom:
         """The stream of the samples with these ids."""
         return cls(seed, sample_keys(ids).to(device), purpose)
 

@@ -38,14 +38,20 @@ class Entry:
     def load(self) -> Any:
         """Import the module and return the attribute."""
         module_name, _, attribute = self.target.partition(":")
-        module = import_module(module_name)
         top = module_name.partition(".")[0]
-        if top in _SIBLINGS and _HOME not in Path(str(module.__file__)).resolve().parents:
-            raise ConfigError(
-                f"the name '{top}' is taken by {module.__file__}, which hides the package '{top}' of robustbench-ext. "
-                f"Rename that file or folder, or take its folder off sys.path."
-            )
-        return getattr(module, attribute)
+        if top in _SIBLINGS:
+            _refuse_impostor(top)
+        return getattr(import_module(module_name), attribute)
+
+
+def _refuse_impostor(package: str) -> None:
+    """Raise where a file of the user's own, such as `reports.py` beside a script, hides one of our packages."""
+    found = getattr(import_module(package), "__file__", None)
+    if found is None or _HOME not in Path(found).resolve().parents:
+        raise ConfigError(
+            f"the name '{package}' is taken by {found or 'a folder without __init__.py'}, which hides the package "
+            f"'{package}' of robustbench-ext. Rename that file or folder, or take its folder off sys.path."
+        )
 
 
 class Registry:

@@ -42,7 +42,9 @@ class Estimator(ABC):
         """Fit on logits (N, K) with true labels (N,) of the calibration split."""
         labels = calibration.labels
         if len(labels) < 1 or int(labels.min()) < 0 or int(labels.max()) >= calibration.logits.shape[1]:
-            raise DataError(f"{self.name}: fitting needs labelled samples, got {len(labels)} with labels outside 0..K-1")
+            raise DataError(
+                f"{self.name}: fitting needs labelled samples, got {len(labels)} with labels outside 0..K-1"
+            )
         if not bool(torch.isfinite(calibration.logits).all()):
             raise DataError(f"{self.name}: logits hold NaN or infinity")
         self._fit(calibration)

@@ -56,7 +56,9 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or self.restarts < 1:
-            raise ConfigError(f"{self.name}: steps = {self.steps}, restarts = {self.restarts}; expected at least 1 of each")
+            raise ConfigError(
+                f"{self.name}: steps = {self.steps}, restarts = {self.restarts}; expected at least 1 of each"
+            )
         if not 0 < self.rho < 1:
             raise ConfigError(f"{self.name}: rho = {self.rho}, expected a number between 0 and 1")
 
@@ -105,7 +107,19 @@ class APGD(Attack):
                 return
             logits, value, gradient = search.gradient(x, loss)
             rises = rises + (value > last_value)
-            state = (x, previous, value, gradient, best_x, best_value, best_gradient, size, rises, best_then, halved_then)
+            state = (
+                x,
+                previous,
+                value,
+                gradient,
+                best_x,
+                best_value,
+                best_gradient,
+                size,
+                rises,
+                best_then,
+                halved_then,
+            )
             (x, previous, value, gradient, best_x, best_value, best_gradient, size, rises, best_then, halved_then) = (
                 search.submit(x, logits, *state)
             )

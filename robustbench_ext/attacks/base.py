@@ -78,7 +78,9 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", parse_number(self.eps, f"{self.name}: eps"))
         if self.norm not in self.norms:
-            raise ConfigError(f"{self.name}: norm '{self.norm}' is not supported; expected one of {', '.join(self.norms)}")
+            raise ConfigError(
+                f"{self.name}: norm '{self.norm}' is not supported; expected one of {', '.join(self.norms)}"
+            )
         if self.stop not in ("broken", "never"):
             raise ConfigError(f"{self.name}: stop = {self.stop!r}, expected 'broken' or 'never'")
         self.threat()

@@ -20,7 +20,8 @@ def flat_norm(delta: Tensor, norm: str) -> Tensor:
     flat = delta.flatten(1)
     if norm == "Linf":
         return flat.abs().amax(dim=1) if flat.shape[1] else flat.new_zeros(len(flat))
-    return flat.norm(dim=1)
+    length: Tensor = flat.norm(dim=1)
+    return length
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

@@ -30,12 +30,16 @@ _NOT_ATTACKS = {"MultiAttack", "VANILA", "LGV"}  # combinations and training rec
 
 
 class _Counted(nn.Module):
-    """The model, with its passes counted and its clean logits never recomputed for bookkeeping."""
+    """The model with its passes counted, in eval mode whatever an attack tells it: the mode is the harness's."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
         self.forwards = self.backwards = 0
+        self.training = False
+
+    def train(self, mode: bool = True) -> _Counted:
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         logits = check_logits(self.inner(x), len(x))

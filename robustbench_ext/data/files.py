@@ -82,7 +82,10 @@ def load_npz(path: str) -> Dataset:
     if pairs:
         splits: dict[str, Split] = {}
         for split, (x_name, y_name) in pairs.items():
-            x, y = _as_images(arrays[x_name], f"npz:{path} {x_name}"), _as_labels(arrays[y_name], f"npz:{path} {y_name}")
+            x, y = (
+                _as_images(arrays[x_name], f"npz:{path} {x_name}"),
+                _as_labels(arrays[y_name], f"npz:{path} {y_name}"),
+            )
             splits[split] = _ordered(ArraySplit(x, y, [f"{stem}:{split}:{i:07d}" for i in range(len(y))]))
         splits = _complete(splits, f"npz:{path}")
     else:
@@ -173,7 +176,9 @@ def load_folder(path: str) -> Dataset:
     bases = parts or {"all": root}
     classes = sorted({c.name for base in bases.values() for c in base.iterdir() if c.is_dir()})
     if not classes:
-        raise DataError(f"folder:{path}: no class folders found. Expected {root}/CLASS/IMAGE or {root}/test/CLASS/IMAGE")
+        raise DataError(
+            f"folder:{path}: no class folders found. Expected {root}/CLASS/IMAGE or {root}/test/CLASS/IMAGE"
+        )
     splits: dict[str, Split] = {}
     for name, base in bases.items():
         files, labels = [], []
@@ -207,7 +212,10 @@ def load_torchvision(name: str) -> Dataset:
     factory = getattr(datasets, name)
     splits: dict[str, Split] = {}
     classes: Any = None
-    for split, options in {"train": ({"train": True}, {"split": "train"}), "test": ({"train": False}, {"split": "test"})}.items():
+    for split, options in {
+        "train": ({"train": True}, {"split": "train"}),
+        "test": ({"train": False}, {"split": "test"}),
+    }.items():
         for option in options:
             try:
                 source = factory(root=str(root), download=False, **option)
@@ -225,7 +233,9 @@ def load_torchvision(name: str) -> Dataset:
             splits[split] = _ordered(ArraySplit(_as_images(x, f"torchvision:{name}"), y, ids))
             break
     if not splits:
-        raise DataError(f"torchvision:{name} has neither train= nor split= and cannot be loaded by name; use folder:PATH")
+        raise DataError(
+            f"torchvision:{name} has neither train= nor split= and cannot be loaded by name; use folder:PATH"
+        )
     return _dataset(f"torchvision:{name}", _complete(splits, f"torchvision:{name}"), classes, f"torchvision {name}")
 
 

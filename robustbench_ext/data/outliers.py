@@ -52,7 +52,7 @@ def _glyph(character: str, font: str) -> Tensor:
     from PIL import Image, ImageDraw
 
     path = TextPath((0, 0), character, size=_GLYPH, prop=FontProperties(fname=f"{get_data_path()}/fonts/ttf/{font}"))
-    polygons = [polygon for polygon in path.to_polygons() if len(polygon) >= 3]
+    polygons = [p for p in map(np.asarray, path.to_polygons()) if len(p) >= 3]
     points = np.concatenate(polygons)
     low, high = points.min(0), points.max(0)
     scale = 0.94 * _GLYPH / float(max(high - low))
@@ -79,9 +79,7 @@ def _rendered(name: str, characters: str, n: int, shape: Shape) -> Split:
     angle, size = pose[:, 0] * 0.26, 0.78 + 0.12 * pose[:, 1]  # 15 degrees; the glyph fills 66 to 90 % of the frame
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
     shift = 0.10 * pose[:, 2:]
-    theta = torch.stack(
-        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
-    )
+    theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
     # Supersample four-fold, then average: anti-aliased at any size.
     grid = F.affine_grid(theta, [n, 1, 4 * height, 4 * width], align_corners=False)
     drawn = F.grid_sample(glyphs[:, None], grid, align_corners=False)

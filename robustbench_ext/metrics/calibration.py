@@ -33,7 +33,9 @@ def bin_index(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
     return np.searchsorted(edges, confidence, side="left")
 
 
-def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS, repeats: int = REPEATS, seed: int = 0) -> Estimate:
+def ece(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = BINS, repeats: int = REPEATS, seed: int = 0
+) -> Estimate:
     """Expected calibration error sum_b n_b/N |accuracy_b - confidence_b|, with a bootstrap interval.
 
     The plug-in is biased upwards, and a resample is biased once more, so a plain percentile interval would often lie

@@ -40,4 +40,4 @@ def worst_class_accuracy(correct: np.ndarray, labels: np.ndarray, num_classes: i
 def worst_case(correct: Sequence[np.ndarray]) -> np.ndarray:
     """Correct under all attacks, (N,) bool: the per-sample AND. Its mean is at most the least of the means."""
     require("worst case", **{str(i): c for i, c in enumerate(correct)})
-    return np.logical_and.reduce(np.stack(correct))
+    return np.asarray(np.logical_and.reduce(np.stack(correct)))

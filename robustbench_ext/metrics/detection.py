@@ -12,7 +12,7 @@ from scipy.special import expit, logit, ndtri
 from scipy.stats import rankdata
 
 from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
-from robustbench_ext.metrics.intervals import bootstrap
+from robustbench_ext.metrics.intervals import REPEATS, resamples
 
 TPR = 0.95
 
@@ -54,7 +54,9 @@ def _newcombe(value: float, n0: int, n1: int, z: float) -> tuple[float, float]:
 
     inside = min(max(value, 1e-9), 1 - 1e-9)
     low = 0.0 if excess(1e-12) <= 0 else float(brentq(excess, 1e-12, inside)) if excess(inside) <= 0 else inside
-    high = 1.0 if excess(1 - 1e-12) <= 0 else float(brentq(excess, inside, 1 - 1e-12)) if excess(inside) <= 0 else inside
+    high = (
+        1.0 if excess(1 - 1e-12) <= 0 else float(brentq(excess, inside, 1 - 1e-12)) if excess(inside) <= 0 else inside
+    )
     return (min(low, value), 1.0) if value == 1.0 else (0.0, max(high, value)) if value == 0.0 else (low, high)
 
 
@@ -87,7 +89,7 @@ def _from_below(counts: np.ndarray) -> np.ndarray:
     """Counts at or below each distinct score, lowest first, from counts at or above, highest first."""
     total = counts[:, -1:]
     below = total - np.concatenate([np.zeros_like(total), counts[:, :-1]], axis=1)
-    return below[:, ::-1]
+    return np.asarray(below[:, ::-1])
 
 
 def _fpr(clean: np.ndarray, unknown: np.ndarray) -> np.ndarray:
@@ -119,19 +121,13 @@ def threshold_metrics(clean: np.ndarray, unknown: np.ndarray) -> dict[str, Estim
     sizes = (len(clean), len(unknown))
     point = all_three(np.ones((1, sizes[0])), np.ones((1, sizes[1])))[:, 0]
     # One pass over the resamples serves all three.
-    resampled: list[np.ndarray] = []
-
-    def collect(w0: np.ndarray, w1: np.ndarray) -> np.ndarray:
-        resampled.append(all_three(w0, w1))
-        return resampled[-1][0]
-
-    first = bootstrap(float(point[0]), collect, sizes, sum(sizes))
-    rest = np.concatenate(resampled, axis=1)
-    out = {"aupr_out": first}
-    for row, name in ((1, "aupr_in"), (2, "fpr95")):
-        low, high = np.quantile(rest[row], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        out[name] = Estimate(float(point[row]), float(low), float(high), first.ci_method, sum(sizes))
-    return out
+    drawn = np.concatenate([all_three(w0, w1) for w0, w1 in resamples(sizes)], axis=1)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    method = f"bootstrap ({REPEATS})"
+    return {
+        name: Estimate(float(point[i]), float(low[i]), float(high[i]), method, sum(sizes))
+        for i, name in enumerate(("aupr_out", "aupr_in", "fpr95"))
+    }
 
 
 def roc_curve(clean: np.ndarray, unknown: np.ndarray, points: int = 101) -> tuple[np.ndarray, np.ndarray]:

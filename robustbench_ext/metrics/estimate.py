@@ -86,7 +86,9 @@ METRICS: dict[str, MetricInfo] = {
         True,
     ),
     "aupr_out": MetricInfo("AUPR-out", "Average precision with the unknown inputs as positives.", True, True),
-    "aupr_in": MetricInfo("AUPR-in", "Average precision with the clean inputs as positives (scores negated).", True, True),
+    "aupr_in": MetricInfo(
+        "AUPR-in", "Average precision with the clean inputs as positives (scores negated).", True, True
+    ),
     "fpr95": MetricInfo(
         "FPR@95",
         "Share of unknown inputs accepted at the threshold that accepts at least 95 % of the clean ones (clean "

@@ -111,5 +111,7 @@ def bootstrap_mean(values: np.ndarray, **options: int) -> Estimate:
     """The mean of per-sample values, with a percentile interval."""
     n = len(values)
     if not np.isfinite(values).all():
-        return Estimate(float(values.mean()), math.nan, math.nan, "none", n, "an infinite term has no bootstrap interval")
+        return Estimate(
+            float(values.mean()), math.nan, math.nan, "none", n, "an infinite term has no bootstrap interval"
+        )
     return bootstrap(float(values.mean()), lambda w: w @ values / n, (n,), n, **options)  # type: ignore[arg-type]

@@ -76,7 +76,9 @@ def load_model(
         module, found_mean, found_std = _torchvision(name.partition(":")[2], weights, num_classes, options)
         if found_mean is not None and mean is None and std is None:
             mean, std = found_mean, found_std
-            notes.append(f"normalisation mean={list(found_mean)}, std={list(found_std or ())} read from torchvision's weights")
+            notes.append(
+                f"normalisation mean={list(found_mean)}, std={list(found_std or ())} read from torchvision's weights"
+            )
         weights = None if weights and not weights.endswith(".safetensors") else weights
     elif (Path(name) / RECIPE_FILE).is_file():
         module = _checkpoint(Path(name))
@@ -87,7 +89,9 @@ def load_model(
         module = _factory(name, options)
     else:
         known = unknown_name("model", name, MODELS.names())
-        raise ModelError(f"{known} Or give pkg.module:factory, file.py:factory, torchvision:NAME or a checkpoint folder.")
+        raise ModelError(
+            f"{known} Or give pkg.module:factory, file.py:factory, torchvision:NAME or a checkpoint folder."
+        )
     if weights is not None:
         _load_safetensors(module, Path(weights))
     module = wrap(module, mean, std).to(device)

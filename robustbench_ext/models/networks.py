@@ -11,7 +11,9 @@ from robustbench_ext.errors import ModelError
 
 def _check_size(name: str, image_size: int) -> None:
     if not 8 <= image_size <= 64:
-        raise ModelError(f"{name} is made for inputs of 8x8 to 64x64, not {image_size}x{image_size}; use torchvision:NAME")
+        raise ModelError(
+            f"{name} is made for inputs of 8x8 to 64x64, not {image_size}x{image_size}; use torchvision:NAME"
+        )
 
 
 class SmallCNN(nn.Module):

@@ -65,7 +65,9 @@ class Taps:
             if name == PENULTIMATE:
                 modules = dict(self.model.named_modules())
                 linear = [
-                    n for n in graph.nodes if n.op == "call_module" and isinstance(modules.get(str(n.target)), nn.Linear)
+                    n
+                    for n in graph.nodes
+                    if n.op == "call_module" and isinstance(modules.get(str(n.target)), nn.Linear)
                 ]
                 if not linear:
                     return None

@@ -52,4 +52,6 @@ def wrap(model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[fl
     if isinstance(model, Normalized):
         raise ModelError("the model is normalised already; a second normalisation would be applied on top of the first")
     channels = len(mean if mean is not None else std or ())
-    return Normalized(model, mean if mean is not None else [0.0] * channels, std if std is not None else [1.0] * channels)
+    return Normalized(
+        model, mean if mean is not None else [0.0] * channels, std if std is not None else [1.0] * channels
+    )

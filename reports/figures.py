@@ -1,0 +1,198 @@
+"""Figures of results: each function draws on a matplotlib Axes and returns it, in a notebook as well as in the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from reports.svg import INK, MUTED, PALETTE
+from reports.tables import CLASSIFIER, CLEAN, model_names, of_kind, one
+from robustbench_ext.results import Curve, Row, RunResults
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def new_axes() -> Axes:
+    """An Axes in the report's style, for use without a report."""
+    import matplotlib.pyplot as plt
+
+    from reports.svg import style
+
+    with style():
+        axes: Axes = plt.figure().add_subplot()
+    return axes
+
+
+def _percent(ax: Axes, axis: str = "y", low: float = 0.0, high: float = 1.0) -> None:
+    pad = 0.02 * (high - low)
+    if axis == "y":
+        ax.set_ylim(low - pad, high + pad)
+        ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    else:
+        ax.set_xlim(low - pad, high + pad)
+        ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+
+
+def _line(ax: Axes, x: list[float], rows: list[Row], i: int, label: str) -> None:
+    """Values with their intervals as a band; one colour and one marker per series."""
+    colour = PALETTE[i % len(PALETTE)]
+    y = [float("nan") if row.value is None else row.value for row in rows]
+    ax.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], markersize=4, label=label)
+    bounds = [(row.ci_low, row.ci_high) for row in rows]
+    ax.fill_between(
+        x, [b[0] or 0.0 for b in bounds], [b[1] or 0.0 for b in bounds], color=colour, alpha=0.18, linewidth=0
+    )
+
+
+def robust_accuracy_curve(results: RunResults, norm: str, ax: Axes | None = None) -> Axes:
+    """Worst-case robust accuracy against the budget, from the clean accuracy at 0, with 95 % bands."""
+    ax = ax or new_axes()
+    found = [c for c in of_kind(results, "worst-case") if c["norm"] == norm]
+    for i, model in enumerate(model_names(results)):
+        clean = one(results, model=model, condition=CLEAN, probe=CLASSIFIER, metric="accuracy")
+        rows, x = ([clean], [0.0]) if clean else ([], [])
+        for condition in found:
+            query = {"condition": condition["label"], "probe": CLASSIFIER, "metric": "robust_accuracy"}
+            row = one(results, model=model, **query)
+            if row is not None:
+                rows.append(row)
+                x.append(float(condition["eps"]))
+        _line(ax, x, rows, i, model)
+    ax.set_xlabel(f"budget, {norm}")
+    ax.set_title("Robust accuracy against the budget")
+    ax.set_xlim(left=0)
+    _percent(ax)
+    ax.legend()
+    return ax
+
+
+def corruption_curve(results: RunResults, name: str, ax: Axes | None = None) -> Axes:
+    """Accuracy against severity, clean at 0, with 95 % bands."""
+    ax = ax or new_axes()
+    found = [c for c in of_kind(results, "corruption") if c["corruption"] == name]
+    for i, model in enumerate(model_names(results)):
+        pairs = [(0, CLEAN), *((c["severity"], c["label"]) for c in found)]
+        measured = [
+            (float(s), row)
+            for s, label in pairs
+            if (row := one(results, model=model, condition=label, probe=CLASSIFIER, metric="accuracy"))
+        ]
+        _line(ax, [s for s, _ in measured], [row for _, row in measured], i, model)
+    ax.set_xlabel("severity")
+    ax.set_title(f"Accuracy under {name}")
+    ax.set_xticks(range(6))
+    _percent(ax)
+    ax.legend()
+    return ax
+
+
+def per_class(results: RunResults, model: str, conditions: list[str], ax: Axes | None = None) -> Axes:
+    """Accuracy of each class under a few conditions, with 95 % intervals."""
+    ax = ax or new_axes()
+    classes = [str(c) for c in results.data["classes"]]
+    width = 0.8 / max(1, len(conditions))
+    for i, condition in enumerate(conditions):
+        metric = "accuracy" if condition == CLEAN else "robust_accuracy"
+        query = {"model": model, "condition": condition, "probe": CLASSIFIER, "metric": metric}
+        rows = [one(results, **query, group=c) for c in classes]
+        keep = [(k, r) for k, r in enumerate(rows) if r is not None and r.value is not None]
+        x = np.array([k for k, _ in keep]) + (i - (len(conditions) - 1) / 2) * width
+        y = np.array([r.value for _, r in keep])
+        low, high = np.array([r.ci_low for _, r in keep]), np.array([r.ci_high for _, r in keep])
+        colour = PALETTE[i % len(PALETTE)]
+        ax.bar(x, y, width * 0.92, color=colour, alpha=0.85, label=condition)
+        ax.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=INK, elinewidth=0.8, capsize=0)
+    ax.set_xticks(range(len(classes)), classes)
+    ax.grid(axis="x", visible=False)
+    ax.set_xlabel("class")
+    ax.set_title(model)
+    _percent(ax)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2, handlelength=1)
+    return ax
+
+
+def reliability_diagram(curves: list[Curve], title: str, ax: Axes | None = None) -> Axes:
+    """Accuracy against confidence per bin, with Wilson intervals; a perfectly calibrated model is on the diagonal."""
+    ax = ax or new_axes()
+    ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    for i, curve in enumerate(curves):
+        data = {name: np.array(values) for name, values in curve.data.items()}
+        colour = PALETTE[i % len(PALETTE)]
+        errors = [data["accuracy"] - data["low"], data["high"] - data["accuracy"]]
+        ax.errorbar(data["confidence"], data["accuracy"], errors, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+        # A bin's area shows its share of the samples, so that a bin of three does not look like one of a thousand.
+        size = 12 + 160 * data["n"] / data["n"].sum()
+        marker = MARKERS[i % len(MARKERS)]
+        ax.scatter(
+            data["confidence"], data["accuracy"], size, color=colour, marker=marker, alpha=0.85, label=curve.probe
+        )
+    ax.set_xlabel("confidence")
+    ax.set_ylabel("accuracy")
+    ax.set_title(title)
+    _percent(ax)
+    _percent(ax, "x")
+    ax.legend(loc="upper left", scatterpoints=1, markerscale=0.6)
+    return ax
+
+
+def score_histogram(curve: Curve, title: str, ax: Axes | None = None) -> Axes:
+    """Scores of clean and of unknown (or attacked) inputs."""
+    ax = ax or new_axes()
+    edges = np.array(curve.data["edges"])
+    for i, (name, label) in enumerate((("clean", "clean"), ("unknown", curve.condition.removeprefix("outliers ")))):
+        shares = np.array(curve.data[name][:-1])
+        ax.stairs(shares, edges, fill=True, color=PALETTE[i], alpha=0.3)
+        ax.stairs(shares, edges, color=PALETTE[i], linewidth=1.4, label=label)
+    ax.set_xlabel(f"{curve.probe} score (right: unlike the training data)")
+    ax.set_ylabel("share of samples")
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.set_title(title)
+    ax.legend()
+    return ax
+
+
+def roc(curves: list[Curve], title: str, ax: Axes | None = None) -> Axes:
+    """ROC curves of several detectors on the same inputs; unknown inputs are the positives."""
+    ax = ax or new_axes()
+    ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    for i, curve in enumerate(curves):
+        ax.plot(curve.data["fpr"], curve.data["tpr"], color=PALETTE[i % len(PALETTE)], label=curve.probe)
+    ax.set_xlabel("clean inputs flagged")
+    ax.set_ylabel("unknown inputs flagged")
+    ax.set_title(title)
+    _percent(ax)
+    _percent(ax, "x")
+    ax.legend(loc="lower right")
+    return ax
+
+
+def training_curve(model: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """Clean and robust accuracy on the calibration split by epoch, and the epoch that was kept."""
+    ax = ax or new_axes()
+    curve = model["training"]["curve"]
+    epochs = [row["epoch"] for row in curve]
+    for i, name in enumerate(("clean_accuracy", "robust_accuracy")):
+        label = name.partition("_")[0]
+        ax.plot(epochs, [row[name] for row in curve], color=PALETTE[i], marker=MARKERS[i], markersize=3, label=label)
+    kept = model["training"]["selected"]["epoch"]
+    ax.axvline(kept, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"kept: epoch {kept}")
+    ax.set_xlabel("epoch")
+    ax.set_title(f"{model['name']}: accuracy on the calibration split")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _percent(ax)
+    ax.legend()
+    return ax
+
+
+__all__ = [
+    "corruption_curve",
+    "per_class",
+    "reliability_diagram",
+    "robust_accuracy_curve",
+    "roc",
+    "score_histogram",
+    "training_curve",
+]

@@ -1,0 +1,233 @@
+"""report.html: one self-contained file. Jinja2 with autoescape, inline SVG, no network, readable without JavaScript."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports import figures, tables
+from reports.svg import draw
+from robustbench_ext.results import Curve, RunResults
+
+TEMPLATES = Path(__file__).parent / "templates"
+GALLERY_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An SVG with the sentence that stands in for it where it cannot be seen."""
+
+    svg: Markup
+    alt: str
+
+
+@dataclass
+class Section:
+    """A section of the report; empty ones are left out."""
+
+    id: str
+    title: str
+    text: str = ""
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[tables.Table] = field(default_factory=list)
+    folded: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.figures or any(t.rows for t in self.tables))
+
+
+def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[dict[str, Any]]) -> str:
+    """The whole report.
+
+    Args:
+        run: the content of run.json (how the run was made), or None.
+        gallery: the content of gallery.json.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    findings = [f for f in results.preflight if f.status != "pass"]
+    verdict = "fail" if any(f.status == "fail" for f in findings) else "doubt" if findings else "pass"
+    sections = [s for s in (_robustness(results), _classes(results), _corruptions(results), _calibration(results)) if s]
+    sections += [s for s in (_detection(results), _training(results)) if s]
+    page = environment.get_template("report.html.j2").render(
+        results=results,
+        run=run,
+        verdict=verdict,
+        findings=findings,
+        checks=len(results.preflight),
+        headline=tables.headline(results),
+        sections=sections,
+        gallery=_gallery(results, gallery),
+        cost=tables.cost(results, run),
+        suite_yaml=yaml.safe_dump(run["suite"], sort_keys=False, allow_unicode=True) if run else "",
+        metrics=[results.metrics[m] for m in dict.fromkeys(row.metric for row in results.results)],
+        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        js=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+    )
+    return page + "\n"
+
+
+def _figure(name: str, alt: str, paint: Any, size: tuple[float, float] = (4.4, 3.1)) -> Figure:
+    return Figure(Markup(draw(name, paint, size)), alt)
+
+
+def _robustness(results: RunResults) -> Section:
+    norms = sorted({c["norm"] for c in tables.of_kind(results, "worst-case")})
+    section = Section(
+        "robustness",
+        "Robustness to attacks",
+        "A sample counts as robust only if it is classified correctly clean and at every input that any attack "
+        "submitted. Bands and brackets are 95 % intervals.",
+    )
+    for norm in norms:
+        section.figures.append(
+            _figure(
+                f"eps-{norm}",
+                f"Worst-case robust accuracy of each model against the {norm} budget; the numbers are in the table below.",
+                lambda ax, norm=norm: figures.robust_accuracy_curve(results, norm, ax),
+                (5.6, 3.4),
+            )
+        )
+    section.tables.append(tables.robustness(results))
+    return section if norms else Section("robustness", "")
+
+
+def _classes(results: RunResults) -> Section:
+    section = Section("classes", "Accuracy by class", "Averages hide the worst-served class. Lines are 95 % intervals.")
+    if len(results.data["classes"]) > 30:
+        return section
+    shown = ["clean", *(t["label"] for t in tables.main_threats(results))]
+    for i, model in enumerate(tables.model_names(results)):
+        section.figures.append(
+            _figure(
+                f"classes-{i}",
+                f"Accuracy of {model} for each class under {', '.join(shown)}.",
+                lambda ax, model=model: figures.per_class(results, model, shown, ax),
+                (5.6, 3.2),
+            )
+        )
+    return section
+
+
+def _corruptions(results: RunResults) -> Section:
+    section = Section("corruptions", "Corruptions")
+    for i, name in enumerate(dict.fromkeys(c["corruption"] for c in tables.of_kind(results, "corruption"))):
+        section.figures.append(
+            _figure(
+                f"corruption-{i}",
+                f"Accuracy of each model against the severity of {name}; the numbers are in the table below.",
+                lambda ax, name=name: figures.corruption_curve(results, name, ax),
+                (5.6, 3.2),
+            )
+        )
+    table = tables.corruptions(results)
+    section.tables += [table] if table else []
+    return section
+
+
+def _curves(results: RunResults, **wanted: str) -> list[Curve]:
+    return [c for c in results.curves if all(getattr(c, k) == v for k, v in wanted.items())]
+
+
+def _attacked(results: RunResults) -> list[str]:
+    return [a["label"] for t in tables.main_threats(results) if (a := tables.attack_at(results, t))]
+
+
+def _calibration(results: RunResults) -> Section:
+    section = Section(
+        "calibration",
+        "Calibration, clean and under attack",
+        "Does 90 % confidence mean 90 % correct? Points below the diagonal are over-confident. Estimators such as "
+        "temperature scaling are fitted on the clean calibration split, never on test data.",
+    )
+    for i, model in enumerate(tables.model_names(results)):
+        for j, condition in enumerate(["clean", *_attacked(results)]):
+            curves = _curves(results, kind="reliability", model=model, condition=condition)
+            if curves:
+                section.figures.append(
+                    _figure(
+                        f"reliability-{i}-{j}",
+                        f"Reliability diagram of {model}, {condition}: accuracy against confidence per bin.",
+                        lambda ax, c=curves, t=f"{model}, {condition}": figures.reliability_diagram(c, t, ax),
+                    )
+                )
+    section.tables.append(tables.calibration(results))
+    section.folded = True
+    return section
+
+
+def _detection(results: RunResults) -> Section:
+    section = Section(
+        "detection",
+        "Unknown and attacked inputs",
+        "Higher score = more unlike the training data. Of attacked inputs those count that fooled the classifier. "
+        "The attacks shown here do not know of the detectors; an adaptive attack would do worse to them.",
+    )
+    table = tables.detection(results)
+    if table is None:
+        return section
+    outliers = [c["label"] for c in tables.of_kind(results, "outliers")]
+    for i, model in enumerate(tables.model_names(results)):
+        for j, condition in enumerate([*outliers[:2], *_attacked(results)]):
+            curves = _curves(results, kind="roc", model=model, condition=condition)
+            if curves:
+                section.figures.append(
+                    _figure(
+                        f"roc-{i}-{j}",
+                        f"ROC curves of the detectors on {model}, clean against {condition}.",
+                        lambda ax, c=curves, t=f"{model}: {condition}": figures.roc(c, t, ax),
+                    )
+                )
+        for j, detector in enumerate(tables.detectors(results)):
+            for condition in outliers[:1]:
+                for curve in _curves(results, kind="scores", model=model, condition=condition, probe=detector):
+                    section.figures.append(
+                        _figure(
+                            f"scores-{i}-{j}",
+                            f"Distribution of {detector} scores of {model}: clean against {condition}.",
+                            lambda ax, c=curve, t=f"{model}: {detector}": figures.score_histogram(c, t, ax),
+                        )
+                    )
+    section.tables.append(table)
+    section.folded = True
+    return section
+
+
+def _training(results: RunResults) -> Section:
+    section = Section("training", "Training", "Models that this run trained itself, by epoch.")
+    for i, model in enumerate(results.models):
+        if "training" in model:
+            section.figures.append(
+                _figure(
+                    f"training-{i}",
+                    f"Clean and robust accuracy of {model['name']} on the calibration split by epoch.",
+                    lambda ax, model=model: figures.training_curve(model, ax),
+                )
+            )
+    return section
+
+
+def _gallery(results: RunResults, gallery: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each model the samples under the attack that calibration is shown under."""
+    shown = _attacked(results)
+    classes = [str(c) for c in results.data["classes"]]
+    groups = []
+    for model in tables.model_names(results):
+        for condition in shown:
+            items = [g for g in gallery if g["model"] == model and g["condition"] == condition][:GALLERY_SAMPLES]
+            # Only images that this project encoded itself are put into the page.
+            items = [g for g in items if all(str(i).startswith("data:image/png;base64,") for i in g["images"])]
+            named = [{**g, **{k: classes[g[k]] for k in ("label", "before", "after")}} for g in items]
+            if named:
+                groups.append({"model": model, "condition": condition, "items": named})
+    return groups

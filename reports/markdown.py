@@ -1,0 +1,59 @@
+"""report.md: the tables, for a pull request. No dates and no timings, so equal results give equal bytes."""
+
+from __future__ import annotations
+
+from reports import tables
+from robustbench_ext.results import RunResults
+
+_VERDICTS = {"pass": "no doubts", "doubt": "doubts", "fail": "NOT TO BE TRUSTED"}
+
+
+def render_markdown(results: RunResults) -> str:
+    """The whole report as GitHub-flavoured Markdown."""
+    suite = results.suite
+    out = [f"# {_escape(str(suite['title']))}", "", _verdict(results), ""]
+    if suite["description"]:
+        out += [_escape(str(suite["description"])), ""]
+    out += [f"Data: {_escape(str(results.data['name']))}, n = {suite['n']} test samples, seed {suite['seed']}.", ""]
+    for title, table in (
+        ("Headline", tables.headline(results)),
+        ("Robustness", tables.robustness(results)),
+        ("Corruptions", tables.corruptions(results)),
+        ("Calibration", tables.calibration(results)),
+        ("Detection", tables.detection(results)),
+    ):
+        if table is not None and table.rows:
+            out += [f"## {title}", "", *_table(table), ""]
+    out += ["## Metrics", ""]
+    used = dict.fromkeys(row.metric for row in results.results)
+    out += [f"- **{results.metrics[m]['title']}**: {_escape(results.metrics[m]['definition'])}" for m in used]
+    out += ["", f"{results.generator['name']} {results.generator['version']}"]
+    return "\n".join(out) + "\n"
+
+
+def _verdict(results: RunResults) -> str:
+    findings = [f for f in results.preflight if f.status != "pass"]
+    worst = "fail" if any(f.status == "fail" for f in findings) else "doubt" if findings else "pass"
+    lines = [f"**Preflight: {_VERDICTS[worst]}**"]
+    lines += [f"- {_escape(f'{f.status}: {f.model}: {f.name}: {f.message} {f.hint}'.strip())}" for f in findings]
+    lines += [f"- {_escape(f'could not be computed: {f.what}: {f.error}')}" for f in results.failures]
+    lines += [f"- {_escape(note)}" for note in results.notes]
+    return "\n".join(lines)
+
+
+def _table(table: tables.Table) -> list[str]:
+    head = [table.corner, *(column.title for column in table.columns)]
+    lines = [_row(head), "|" + " --- |" * 1 + " ---: |" * len(table.columns)]
+    lines += [_row([name, *(cell.text for cell in cells)]) for name, cells in table.rows]
+    return lines
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
+
+
+def _escape(text: str) -> str:
+    """Names come from files: no markup, no table breaks, no line breaks."""
+    for character, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*")):
+        text = text.replace(character, safe)
+    return " ".join(text.split())

@@ -1,0 +1,251 @@
+"""Tables of results, as plain structures that every renderer understands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from robustbench_ext.numbers import format_number
+from robustbench_ext.results import Row, RunResults
+
+CLASSIFIER, CLEAN = "classifier", "clean"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is shown, and the number behind it for sorting."""
+
+    text: str
+    value: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading, with an arrow for the better direction, and its definition."""
+
+    title: str
+    definition: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: a heading for the row names, columns, and rows of (name, cells)."""
+
+    caption: str
+    corner: str
+    columns: list[Column]
+    rows: list[tuple[str, list[Cell]]] = field(default_factory=list)
+
+
+def number(row: Row | None, results: RunResults, interval: bool = True) -> Cell:
+    """An estimate as `93.4 [91.8, 94.7]` (percent where the metric is a proportion), or a dash with its reason."""
+    if row is None:
+        return Cell("–", None, "not measured")
+    if row.value is None:
+        return Cell("–", None, row.reason)
+    percent = results.metrics[row.metric]["percent"]
+    scale, digits = (100.0, 1) if percent else (1.0, 3)
+    text = f"{scale * row.value:.{digits}f}"
+    if interval and row.ci_low is not None and row.ci_high is not None:
+        text += f" [{scale * row.ci_low:.{digits}f}, {scale * row.ci_high:.{digits}f}]"
+    return Cell(text, row.value, f"n = {row.n}; {row.ci_method}")
+
+
+def heading(metric: str, results: RunResults, prefix: str = "") -> Column:
+    """A metric's heading: title, unit, arrow."""
+    about = results.metrics[metric]
+    arrow = {True: " ↑", False: " ↓", None: ""}[about["higher_is_better"]]
+    unit = ", %" if about["percent"] else ""
+    return Column(f"{prefix}{about['title']}{unit}{arrow}", about["definition"])
+
+
+def model_names(results: RunResults) -> list[str]:
+    """Models in the suite's order."""
+    return [str(model["name"]) for model in results.models]
+
+
+def of_kind(results: RunResults, *kinds: str) -> list[dict[str, Any]]:
+    """Conditions of these kinds, in the suite's order, that some model has results for."""
+    measured = {row.condition for row in results.results}
+    return [c for c in results.conditions if c["kind"] in kinds and c["label"] in measured]
+
+
+def one(results: RunResults, **wanted: Any) -> Row | None:
+    """The one row with these values (about all samples unless a group is named), or None."""
+    wanted.setdefault("group", None)
+    rows = results.find(**wanted)
+    return rows[0] if rows else None
+
+
+def main_threats(results: RunResults) -> list[dict[str, Any]]:
+    """The worst-case condition that stands for each norm: the budget that most attacks were run at, else the middle."""
+    attacks = Counter((c["norm"], c["eps"]) for c in of_kind(results, "attack") if c.get("eps") is not None)
+    chosen = []
+    for norm in sorted({c["norm"] for c in of_kind(results, "worst-case")}):
+        found = [c for c in of_kind(results, "worst-case") if c["norm"] == norm]
+        middle = found[len(found) // 2]
+        most = max(attacks[norm, c["eps"]] for c in found)
+        chosen.append(middle if most == 1 else next(c for c in found if attacks[norm, c["eps"]] == most))
+    return chosen
+
+
+def attack_at(results: RunResults, threat: dict[str, Any]) -> dict[str, Any] | None:
+    """The attack to show calibration and detection under at a threat: full-strength where there is one."""
+    found = [c for c in of_kind(results, "attack") if (c["norm"], c["eps"]) == (threat["norm"], threat["eps"])]
+    strong = [c for c in found if c.get("parameters", {}).get("stop") == "never"]
+    return next(iter(strong or found), None)
+
+
+def threat_name(condition: dict[str, Any]) -> str:
+    """`Linf 0.2`."""
+    return f"{condition['norm']} {format_number(condition['eps'])}"
+
+
+def detectors(results: RunResults) -> list[str]:
+    """Detector labels."""
+    return [str(p["label"]) for p in results.probes if p["kind"] == "detector"]
+
+
+def estimators(results: RunResults) -> list[str]:
+    """Estimator labels."""
+    return [str(p["label"]) for p in results.probes if p["kind"] == "estimator"]
+
+
+def headline(results: RunResults) -> Table:
+    """Models by axes: clean, robust, worst class, corrupted, calibrated, aware of unknown inputs."""
+    wanted: list[tuple[Column, dict[str, Any]]] = [
+        (heading("accuracy", results, "clean "), {"condition": CLEAN, "probe": CLASSIFIER, "metric": "accuracy"})
+    ]
+    for threat in main_threats(results):
+        name = threat_name(threat)
+        here = {"condition": threat["label"], "probe": CLASSIFIER}
+        robust = heading("robust_accuracy", results)
+        wanted.append((Column(f"robust {name}, % ↑", robust.definition), {**here, "metric": "robust_accuracy"}))
+        worst = heading("worst_class_accuracy", results)
+        wanted.append(
+            (
+                Column(f"worst class {name}, % ↑", worst.definition),
+                {**here, "metric": "worst_class_accuracy", "group": ...},
+            )
+        )
+    corruptions = of_kind(results, "corruption")
+    if corruptions:
+        last = corruptions[-1]["label"]
+        definition = heading("accuracy", results).definition
+        wanted.append(
+            (Column(f"{last}, % ↑", definition), {"condition": last, "probe": CLASSIFIER, "metric": "accuracy"})
+        )
+    wanted.append((heading("ece", results, "clean "), {"condition": CLEAN, "probe": CLASSIFIER, "metric": "ece"}))
+    outliers = of_kind(results, "outliers")
+    names = detectors(results)
+    if outliers and names:
+        detector = "energy" if "energy" in names else names[0]
+        title = f"AUROC {outliers[0]['outliers']} ({detector}), % ↑"
+        column = Column(title, heading("auroc", results).definition)
+        wanted.append((column, {"condition": outliers[0]["label"], "probe": detector, "metric": "auroc"}))
+    table = Table("Models by axes, with 95 % intervals", "model", [column for column, _ in wanted])
+    for model in model_names(results):
+        cells = []
+        for _, query in wanted:
+            if query.get("group") is ...:
+                rows = results.find(model=model, **{k: v for k, v in query.items() if k != "group"})
+                cell = number(rows[0] if rows else None, results)
+                cells.append(Cell(f"{cell.text}", cell.value, f"class {rows[0].group}; {cell.note}" if rows else ""))
+            else:
+                cells.append(number(one(results, model=model, **query), results))
+        table.rows.append((model, cells))
+    return table
+
+
+def robustness(results: RunResults) -> Table:
+    """Accuracy of every model under every attack, and worst cases."""
+    conditions = of_kind(results, "clean", "attack", "worst-case")
+    table = Table(
+        "Accuracy under each attack, and the per-sample worst case over the attacks of a norm up to a budget",
+        "condition",
+        [Column(name, results.metrics["robust_accuracy"]["definition"]) for name in model_names(results)],
+    )
+    for condition in conditions:
+        metric = "accuracy" if condition["kind"] == "clean" else "robust_accuracy"
+        query = {"condition": condition["label"], "probe": CLASSIFIER, "metric": metric}
+        cells = [number(one(results, model=m, **query), results) for m in model_names(results)]
+        table.rows.append((condition["label"], cells))
+    return table
+
+
+def corruptions(results: RunResults) -> Table | None:
+    """Accuracy of every model under every corruption."""
+    found = of_kind(results, "corruption")
+    if not found:
+        return None
+    definition = results.metrics["accuracy"]["definition"]
+    table = Table("Accuracy under corruptions, %", "condition", [Column(m, definition) for m in model_names(results)])
+    for condition in found:
+        query = {"condition": condition["label"], "probe": CLASSIFIER, "metric": "accuracy"}
+        cells = [number(one(results, model=m, **query), results) for m in model_names(results)]
+        table.rows.append((condition["label"], cells))
+    return table
+
+
+def calibration(results: RunResults) -> Table:
+    """ECE, NLL and Brier of every model, as it is and recalibrated, clean and at the main threats."""
+    metrics = ("ece", "nll", "brier")
+    table = Table("Calibration", "model · condition · probe", [heading(m, results) for m in metrics])
+    shown = [CLEAN, *(a["label"] for t in main_threats(results) if (a := attack_at(results, t)))]
+    shown += [c["label"] for c in of_kind(results, "corruption")]
+    for model in model_names(results):
+        for condition in shown:
+            for probe in (CLASSIFIER, *estimators(results)):
+                query = {"model": model, "condition": condition, "probe": probe}
+                cells = [number(one(results, **query, metric=m), results) for m in metrics]
+                table.rows.append((f"{model} · {condition} · {probe}", cells))
+    return table
+
+
+def detection(results: RunResults) -> Table | None:
+    """AUROC, FPR and AUPR of every detector on unknown and on attacked inputs."""
+    metrics = ("auroc", "fpr95", "aupr_out", "aupr_in")
+    names = detectors(results)
+    if not names:
+        return None
+    table = Table(
+        "Detection: clean test inputs against each condition's",
+        "model · condition · detector",
+        [heading(m, results) for m in metrics],
+    )
+    for model in model_names(results):
+        for condition in of_kind(results, "outliers", "attack", "corruption"):
+            for probe in names:
+                query = {"model": model, "condition": condition["label"], "probe": probe}
+                cells = [number(one(results, **query, metric=m), results) for m in metrics]
+                table.rows.append((f"{model} · {condition['label']} · {probe}", cells))
+    return table
+
+
+def cost(results: RunResults, run: dict[str, Any] | None) -> Table | None:
+    """Passes per sample of every attack, and seconds where run.json has them."""
+    if not results.cost:
+        return None
+    seconds = (run or {}).get("seconds", {}).get("cells", {})
+    columns = [
+        Column("forward passes per sample", "The clean pass is shared and not counted."),
+        Column("backward passes per sample"),
+        Column("seconds", "On the machine named below, one thread; with the pass that reads the probes."),
+    ]
+    table = Table("Cost of the attacks", "model · condition", columns)
+    for item in results.cost:
+        prefix = f"{item.model} · {item.condition}"
+        spent = [s for name, s in seconds.items() if name == prefix or name.startswith(f"{prefix} part ")]
+        table.rows.append(
+            (
+                prefix,
+                [
+                    Cell(f"{item.forwards / item.n:.1f}", item.forwards / item.n),
+                    Cell(f"{item.backwards / item.n:.1f}", item.backwards / item.n),
+                    Cell(f"{sum(spent):.1f}", sum(spent)) if spent else Cell("–"),
+                ],
+            )
+        )
+    return table

@@ -1,0 +1,55 @@
+"""`rbx check`: preflight only, in seconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import typer
+
+from robustbench_ext.cli.console import CHECK_FAILED, numbers
+
+MARKS = {"pass": "ok   ", "doubt": "DOUBT", "fail": "FAIL "}
+
+
+def check(
+    model: str = typer.Option(..., help="Model specification, such as pkg.module:factory or file.py:factory."),
+    data: str = typer.Option(..., help="Data specification, such as digits, npz:PATH or folder:PATH."),
+    mean: str | None = typer.Option(None, help="Normalisation inside the model, such as 0.485,0.456,0.406."),
+    std: str | None = typer.Option(None, help="See --mean."),
+    weights: str | None = typer.Option(None, help="A safetensors file, or published weights of torchvision's."),
+    n: int = typer.Option(64, min=2, help="Samples to look at."),
+    as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
+) -> None:
+    """Check whether numbers of this model on this data can be trusted: input range, mode, determinism, logits,
+    gradients, eps = 0. Exit code 1 if a check fails.
+    """
+    from robustbench_ext.data import load_dataset
+    from robustbench_ext.models import load_model
+    from robustbench_ext.preflight import preflight, verdict
+
+    dataset = load_dataset(data)
+    loaded = load_model(
+        model,
+        shape=dataset.shape,
+        num_classes=len(dataset.classes),
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+        weights=weights,
+    )
+    checks = preflight(loaded.module, dataset["test"], n)
+    result = verdict(checks)
+    if as_json:
+        report = {"model": model, "data": data, "verdict": result, "notes": list(loaded.notes)}
+        print(json.dumps({**report, "checks": [asdict(c) for c in checks]}, indent=1))
+    else:
+        import textwrap
+
+        for note in loaded.notes:
+            print(f"note   {note}")
+        for item in checks:
+            text = item.message + (f" {item.hint}" if item.status != "pass" and item.hint else "")
+            print(textwrap.fill(f"{MARKS[item.status]}  {item.name}: {text}", 80, subsequent_indent=" " * 7))
+        print(f"verdict: {result}")
+    if result == "fail":
+        raise typer.Exit(CHECK_FAILED)

@@ -1,0 +1,67 @@
+"""`rbx`: the command line. One file per subcommand; nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from robustbench_ext import __version__
+from robustbench_ext.cli.check import check
+from robustbench_ext.cli.console import USAGE, complain
+from robustbench_ext.cli.doctor import doctor
+from robustbench_ext.cli.list import list_
+from robustbench_ext.cli.report import report
+from robustbench_ext.cli.run import run as run_command
+from robustbench_ext.cli.train import train
+from robustbench_ext.errors import RobustBenchExtError
+
+app = typer.Typer(
+    name="rbx",
+    help="May I trust this model, and how do I know? Attacks, corruptions, unknown inputs and calibration of a PyTorch "
+    "model, measured on the same samples, with error bars.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Start with: rbx run quickstart --out runs/quickstart",
+)
+app.command("run")(run_command)
+app.command("train")(train)
+app.command("check")(check)
+app.command("list")(list_)
+app.command("report")(report)
+app.command("doctor")(doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"robustbench-ext {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Exit codes: 0 fine, 1 a check failed, 2 usage, 4 partial (some cells failed)."""
+
+
+def run() -> None:
+    """Entry point: errors that users cause are a sentence and exit code 2, not a traceback."""
+    try:
+        app()
+    except RobustBenchExtError as error:
+        complain(str(error))
+        sys.exit(USAGE)
+    except KeyboardInterrupt:
+        complain("interrupted. What was computed is kept: run the same command again to go on.")
+        sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        complain("this is a defect of robustbench-ext, not of your input. Please report it with the lines above.")
+        sys.exit(70)
+
+
+if __name__ == "__main__":
+    run()

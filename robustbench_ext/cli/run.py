@@ -1,0 +1,166 @@
+"""`rbx run`: run a suite and write its report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from robustbench_ext.cli.console import CHECK_FAILED, PARTIAL, numbers, paragraph, percent, say
+
+if TYPE_CHECKING:
+    from robustbench_ext.engine import RunSummary
+
+WIDTH = 46
+
+
+def run(
+    suite: str = typer.Argument(help="A bundled suite (see `rbx list suites`) or a YAML file."),
+    out: Path | None = typer.Option(None, help="Run folder; runs/SUITE by default. The same folder resumes a run."),
+    model: list[str] = typer.Option(
+        [],
+        help="Model to evaluate instead of the suite's: pkg.module:factory, file.py:factory, torchvision:NAME, "
+        "ARCHITECTURE + weights.safetensors, a checkpoint folder. NAME=SPEC names it. Repeatable.",
+    ),
+    data: str | None = typer.Option(None, help="Data instead of the suite's: digits, npz:PATH, folder:PATH, ..."),
+    mean: str | None = typer.Option(
+        None, help="With --model: normalisation inside the model, such as 0.485,0.456,0.406."
+    ),
+    std: str | None = typer.Option(None, help="With --model: see --mean."),
+    executor: str = typer.Option("auto", help="serial, local (one process per core), or auto."),
+    workers: int | None = typer.Option(None, min=1, help="Processes of the local executor; one per core by default."),
+    set_: list[str] = typer.Option([], "--set", help="Override: key=value, such as n=200. Repeatable."),
+) -> None:
+    """Run a suite: train what it trains, attack, measure, and write report.html, report.md and results.json.
+
+    Example: rbx run quickstart --out runs/quickstart
+    """
+    from reports import write_reports
+    from robustbench_ext.engine import Progress, run_suite
+    from robustbench_ext.suite import load_suite
+
+    loaded = load_suite(
+        suite, models=model, data=data, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), settings=set_
+    )
+    folder = out or Path("runs") / loaded.name
+    say(f"suite {loaded.name}: {len(loaded.models)} models on {loaded.data}, into {folder}")
+    lines = _Lines()
+    progress = Progress(line=lines.cell, epoch=lines.epoch, running=lines.running, message=lines.message)
+    try:
+        summary = run_suite(loaded, folder, executor=executor, workers=workers, progress=progress)
+    finally:
+        lines.clear()
+    if summary.computed == summary.trained == 0 and not summary.failures:
+        say(f"nothing to compute: all {summary.reused} cells were there already")
+    else:
+        say(
+            f"trained {summary.trained}, computed {summary.computed}, reused {summary.reused} in {summary.seconds:.0f} s"
+        )
+    say("writing the report")
+    written = write_reports(folder)
+    _print_summary(summary)
+    for finding in summary.results.preflight:
+        if finding.status != "pass":
+            paragraph(f"{finding.status}: {finding.model}: {finding.name}: {finding.message}. {finding.hint}")
+    for failure in summary.failures:
+        paragraph(f"failed: {failure.what}: {failure.error}")
+    if summary.failures:
+        paragraph(
+            f"{len(summary.failures)} parts failed (tracebacks: {folder / 'failures.log'}); the rest is in the report"
+        )
+    print(f"report: {written['html']}")
+    if summary.failures:
+        raise typer.Exit(PARTIAL)
+    if summary.verdict == "fail":
+        raise typer.Exit(CHECK_FAILED)
+
+
+class _Lines:
+    """One line per cell; on a terminal also a line that says what is running."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._shown = ""
+        self._epochs: dict[str, Mapping[str, Any]] = {}
+        self._said: dict[str, float] = {}
+
+    def clear(self) -> None:
+        """Wipe the live line."""
+        if self._shown:
+            print("\r" + " " * len(self._shown) + "\r", end="", file=sys.stderr, flush=True)
+            self._shown = ""
+
+    def message(self, text: str) -> None:
+        """A line of its own."""
+        self.clear()
+        say(text)
+
+    def cell(self, i: int, total: int, what: str, facts: Mapping[str, Any]) -> None:
+        """A cell, a check or a training run is done."""
+        self.clear()
+        name = what if len(what) <= WIDTH else what[: WIDTH - 1] + "…"
+        head = f"[{i:>{len(str(total))}}/{total}] {name:<{WIDTH}}"
+        if "error" in facts:
+            say(f"{head} FAILED")
+            return
+        if facts.get("correct") is not None:
+            result = percent(facts["correct"] / facts["n"])
+        elif "clean_accuracy" in facts:
+            result = f"{100 * facts['clean_accuracy']:.0f}/{100 * facts['robust_accuracy']:.0f} %"
+        else:
+            result = str(facts.get("status", ""))
+        say(f"{head} {result:>8} {facts['seconds']:7.1f} s")
+
+    def epoch(self, model: str, row: Mapping[str, Any]) -> None:
+        """A training run finished an epoch somewhere; said once a minute where there is no terminal."""
+        self._epochs[model] = row
+        now = time.monotonic()
+        if not self._live and now - self._said.setdefault(model, now) >= 60:
+            self._said[model] = now
+            say(f"        {self._training(model)}")
+
+    def running(self, jobs: list[str]) -> None:
+        """Jobs in flight."""
+        if not self._live:
+            return
+        names = [self._training(j.partition(" · ")[0]) if j.endswith("· train") else j for j in jobs]
+        text = ("… " + "; ".join(names))[:78] if names else ""
+        if text != self._shown:
+            self.clear()
+            print(text, end="\r", file=sys.stderr, flush=True)
+            self._shown = text
+
+    def _training(self, model: str) -> str:
+        row = self._epochs.get(model)
+        if row is None:
+            return f"training {model}"
+        return (
+            f"training {model}: epoch {row['epoch']}/{row['epochs']}, "
+            f"clean {100 * row['clean_accuracy']:.0f} %, robust {100 * row['robust_accuracy']:.0f} %"
+        )
+
+
+def _print_summary(summary: RunSummary) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from reports.tables import headline
+
+    content = headline(summary.results)
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    # Axes down, models across: a column of "96.8 [95.5, 97.7]" for three models fits 80 characters.
+    for start in range(0, len(content.rows), 3):
+        some = content.rows[start : start + 3]
+        title = f"{summary.results.suite['title']}, 95 % intervals, n = {summary.results.suite['n']}"
+        table = Table(title=title, title_justify="left")
+        table.add_column("")
+        for name, _ in some:
+            table.add_column(Text(name), justify="right", overflow="fold")
+        for i, column in enumerate(content.columns):
+            table.add_row(Text(column.title), *[Text(cells[i].text) for _, cells in some])
+        console.print(table)

@@ -1,0 +1,56 @@
+"""The catalogue: every entry loads, says what it is, and nothing is imported before it is asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from robustbench_ext.catalog import ALL, ATTACKS
+from robustbench_ext.errors import ConfigError
+from robustbench_ext.registry import Entry, Registry
+
+ENTRIES = [pytest.param(kind, entry, id=f"{kind}-{entry.name}") for kind, registry in ALL.items() for entry in registry]
+
+
+@pytest.mark.parametrize(("kind", "entry"), ENTRIES)
+def test_every_entry_loads_and_is_described(kind, entry):
+    thing = entry.load()
+    assert thing.__doc__, "a method needs a docstring"
+    assert entry.summary
+    assert len(entry.summary) <= 100
+    if hasattr(thing, "name"):
+        assert thing.name == entry.name
+    for fact, value in entry.facts.items():
+        assert getattr(thing, fact) == value, f"{fact} in the catalogue and in the class differ"
+    if kind in ("attacks", "defenses", "detectors", "uq") and entry.name != "standard":
+        assert thing.reference
+
+
+def test_attacks_declare_their_properties():
+    assert all({"norms", "access", "stochastic"} <= set(entry.facts) for entry in ATTACKS)
+
+
+def test_listing_imports_no_torch():
+    code = (
+        "import sys; from robustbench_ext.cli.main import app\n"
+        "from robustbench_ext.catalog import ALL; [list(r) for r in ALL.values()]\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'pandas', 'sklearn'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_registry_errors():
+    registry = Registry("thing", "things", (Entry("alpha", "json:dumps", "a"),))
+    assert registry.load("alpha")({}) == "{}"
+    with pytest.raises(ConfigError, match="Did you mean 'alpha'"):
+        registry.get("alhpa")
+    with pytest.raises(ConfigError, match="registered twice: json:dumps and x:y"):
+        registry.add(Entry("alpha", "x:y", "b"))
+
+
+def test_a_shadowed_package_is_named(tmp_path, monkeypatch):
+    """A user's own detectors.py beside the script must not be mistaken for ours."""
+    (tmp_path / "detectors.py").write_text("MSP = 1")
+    (tmp_path / "script.py").write_text("from robustbench_ext.catalog import DETECTORS; DETECTORS.load('msp')")
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    assert f"the name 'detectors' is taken by {tmp_path / 'detectors.py'}" in done.stderr
