@@ -34,6 +34,36 @@ ATTACKS = Registry(
             {"norms": ("Linf", "L2"), "access": "white", "stochastic": True},
         ),
         Entry(
+            "apgd-dlr",
+            f"{_A}.apgd:APGDDLR",
+            "APGD on the difference of logits ratio, blind to shifts and scales of the logits",
+            {"norms": ("Linf", "L2"), "access": "white", "stochastic": True},
+        ),
+        Entry(
+            "apgd-t",
+            f"{_A}.apgd:APGDT",
+            "APGD on the targeted DLR loss, once for each of the most likely wrong classes",
+            {"norms": ("Linf", "L2"), "access": "white", "stochastic": True},
+        ),
+        Entry(
+            "fab-t",
+            f"{_A}.fab:FABT",
+            "nearest point across each linearised boundary (minimum norm, targeted)",
+            {"norms": ("Linf", "L2"), "access": "white", "stochastic": False},
+        ),
+        Entry(
+            "square",
+            f"{_A}.square:Square",
+            "random search with square-shaped updates, from scores alone",
+            {"norms": ("Linf", "L2"), "access": "score", "stochastic": True},
+        ),
+        Entry(
+            "standard",
+            f"{_A}.ensemble:Standard",
+            "AutoAttack's protocol: APGD-CE, APGD-T, FAB-T and Square (5,000 queries), worst case",
+            {"norms": ("Linf", "L2"), "access": "white", "stochastic": True},
+        ),
+        Entry(
             "torchattacks",
             f"{_A}.torchattacks_adapter:TorchAttacks",
             "any attack of the torchattacks package, as torchattacks:NAME, verified like ours",

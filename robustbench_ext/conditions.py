@@ -90,6 +90,7 @@ class UnderAttack(Condition):
             "attack": name,
             "norm": spec["norm"],
             "eps": spec["eps"],
+            "members": list(self.attack.members),
             "parameters": {k: v for k, v in spec.items() if k not in known},
         }
 
@@ -102,6 +103,7 @@ class UnderAttack(Condition):
             "norm": result.norms.cpu().numpy(),
             "forwards": result.forwards.cpu().numpy(),
             "backwards": result.backwards.cpu().numpy(),
+            "broken_by": result.broken_by.cpu().numpy(),
         }
         return Inputs(result.x_adv.cpu(), columns)
 

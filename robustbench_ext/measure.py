@@ -161,6 +161,11 @@ def _classifier(out: Measured, context: Context, model: str, condition: Conditio
         moved = columns["norm"][columns["broken"] & (columns["norm"] > 0)].astype(np.float64)
         estimate = bootstrap_mean(moved) if len(moved) else Estimate.undefined(0, "the attack broke no sample")
         out.rows.append(_row(model, condition.label, CLASSIFIER, "mean_norm", estimate))
+        members = condition.facts()["members"]
+        if len(members) > 1:
+            for number, member in enumerate(members):
+                share = cls.accuracy(columns["broken_by"] == number)
+                out.rows.append(_row(model, condition.label, CLASSIFIER, "broken_by", share, group=member))
 
 
 def _estimators(out: Measured, context: Context, tables: _Tables, model: str, condition: Condition) -> None:

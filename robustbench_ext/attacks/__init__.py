@@ -1,9 +1,25 @@
 """Attacks: one file each, under one sealed base class; `rbx list attacks` names them all."""
 
-from robustbench_ext.attacks.apgd import APGDCE
+from robustbench_ext.attacks.apgd import APGDCE, APGDDLR, APGDT
 from robustbench_ext.attacks.base import Attack, AttackResult, build_attack
+from robustbench_ext.attacks.ensemble import Standard
+from robustbench_ext.attacks.fab import FABT
 from robustbench_ext.attacks.fgsm import FGSM
 from robustbench_ext.attacks.pgd import PGD
+from robustbench_ext.attacks.square import Square
 from robustbench_ext.attacks.threat import Threat
 
-__all__ = ["APGDCE", "FGSM", "PGD", "Attack", "AttackResult", "Threat", "build_attack"]
+__all__ = [
+    "APGDCE",
+    "APGDDLR",
+    "APGDT",
+    "FABT",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "Square",
+    "Standard",
+    "Threat",
+    "build_attack",
+]

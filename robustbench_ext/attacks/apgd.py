@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_ext.attacks.base import Attack
-from robustbench_ext.attacks.losses import Loss, get_loss
+from robustbench_ext.attacks.losses import Loss, dlr_targeted, get_loss, rivals
 from robustbench_ext.attacks.search import Search
 from robustbench_ext.attacks.threat import flat_norm, per_sample
 from robustbench_ext.errors import ConfigError
@@ -36,13 +36,13 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Attack):
-    """Adaptive PGD with a given loss; see `APGDCE`.
+    """Adaptive PGD; see `APGDCE`, `APGDDLR`, `APGDT`.
 
     Args:
         steps: iterations of one run (100 in the standard ensemble).
         restarts: runs from different random points of the sphere.
-        rho: a step size is halved when fewer than this share of a period's iterations raised the loss.
-    Cost: steps + 1 forward and backward passes a restart, for a sample that is not broken.
+        rho: a step size is halved when at most this share of a period's iterations raised the loss.
+    Cost: steps + 1 forward and `steps` backward passes a run, for a sample that is not broken.
     """
 
     steps: int = 100
@@ -63,27 +63,30 @@ class APGD(Attack):
             raise ConfigError(f"{self.name}: rho = {self.rho}, expected a number between 0 and 1")
 
     def _run(self, search: Search) -> None:
-        loss = get_loss(self.loss)
         for restart in range(self.restarts):
             search.restart()
             if search.done:
                 return
-            self._climb(search, loss, restart)
+            self._climb(search, restart)
 
-    def _start(self, search: Search, restart: int) -> Tensor:
+    def _start(self, search: Search, run: int) -> Tensor:
         """A random point on the sphere of radius eps: the largest coordinate (Linf) or the length (L2) is eps."""
         shape = search.x.shape[1:]
         if self.norm == "Linf":
-            direction = search.random.uniform(shape, -1.0, 1.0, step=restart)
+            direction = search.random.uniform(shape, -1.0, 1.0, step=run)
         else:
-            direction = search.random.normal(shape, step=restart)
+            direction = search.random.normal(shape, step=run)
         length = flat_norm(direction, self.norm).clamp_min(1e-12)
         return search.threat.project(search.x + self.eps * direction / per_sample(length, direction), search.x)
 
-    def _climb(self, search: Search, loss: Loss, restart: int) -> None:
+    def _objective(self, search: Search, target: Tensor | None) -> Loss:
+        return get_loss(self.loss)
+
+    def _climb(self, search: Search, run: int, target: Tensor | None = None) -> None:
+        """One run. `target` holds a class per sample of the whole batch, for targeted losses."""
         threat = search.threat
-        x = self._start(search, restart)
-        logits, value, gradient = search.gradient(x, loss)
+        x = self._start(search, run)
+        logits, value, gradient = search.gradient(x, self._objective(search, target))
         x, value, gradient = search.submit(x, logits, x, value, gradient)
         previous = x
         # The best point of this run, per standing sample, with its loss and gradient: where a run goes back to.
@@ -92,20 +95,21 @@ class APGD(Attack):
         # Of the current period: iterations that raised the loss; the best loss and "was halved" at its beginning.
         rises = torch.zeros_like(value)
         best_then, halved_then = best_value, torch.ones_like(value, dtype=torch.bool)
-        marks = checkpoints(self.steps)
+        marks = set(checkpoints(self.steps))
         period_start = 0
         for iteration in range(self.steps):
             if search.done:
                 return
             momentum = _MOMENTUM if iteration > 0 else 1.0
-            ahead = threat.project(x + per_sample(size, x) * threat.steepest(gradient), search.x)
-            step = momentum * (ahead - x) + (1.0 - momentum) * (x - previous)
-            previous, x = x, threat.project(x + step, search.x)
-            last_value = value
+            ahead = threat.project(torch.addcmul(x, per_sample(size, x), threat.steepest(gradient)), search.x)
+            if iteration > 0:
+                ahead = threat.project(x + momentum * (ahead - x) + (1.0 - momentum) * (x - previous), search.x)
+            previous, x = x, ahead
             if iteration == self.steps - 1 and self.stop == "broken":
                 search.submit(x, search.logits(x))  # the last gradient would serve nobody
                 return
-            logits, value, gradient = search.gradient(x, loss)
+            last_value = value
+            logits, value, gradient = search.gradient(x, self._objective(search, target))
             rises = rises + (value > last_value)
             state = (
                 x,
@@ -144,3 +148,40 @@ class APGDCE(APGD):
 
     name: ClassVar[str] = "apgd-ce"
     loss: ClassVar[str] = "ce"
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGDDLR(APGD):
+    """APGD on the difference of logits ratio, which neither shifts nor scales of the logits can hide."""
+
+    name: ClassVar[str] = "apgd-dlr"
+    loss: ClassVar[str] = "dlr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGDT(APGD):
+    """APGD on the targeted DLR loss, once for each of the most likely wrong classes; any mistake counts.
+
+    Args:
+        targets: wrong classes tried, in the order of their clean logits; K - 1 where there are fewer.
+    """
+
+    targets: int = 9
+
+    name: ClassVar[str] = "apgd-t"
+    loss: ClassVar[str] = "dlr"
+
+    def _objective(self, search: Search, target: Tensor | None) -> Loss:
+        if target is None:
+            return get_loss(self.loss)
+        wanted = target[search.index]
+        return lambda logits, labels: dlr_targeted(logits, labels, wanted)
+
+    def _run(self, search: Search) -> None:
+        classes = rivals(search.clean_logits, search.labels, self.targets)
+        for restart in range(self.restarts):
+            for rank in range(classes.shape[1]):
+                search.restart()
+                if search.done:
+                    return
+                self._climb(search, restart * classes.shape[1] + rank, classes[:, rank])

@@ -42,6 +42,8 @@ class AttackResult:
         broken: bool (N,), misclassified at x_adv (clean errors included).
         norms: (N,), the size of the perturbation in the attack's norm.
         forwards, backwards: int32 (N,), passes spent on each sample, the clean forward included where it was needed.
+        broken_by: int16 (N,), which member of an ensemble broke the sample (see `Attack.members`); -1 where the clean
+            input is misclassified or nothing broke it.
     """
 
     x_adv: Tensor
@@ -50,6 +52,11 @@ class AttackResult:
     norms: Tensor
     forwards: Tensor
     backwards: Tensor
+    broken_by: Tensor
+
+    def rows(self, index: Tensor) -> AttackResult:
+        """The result of some of the samples."""
+        return AttackResult(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,32 +132,44 @@ class Attack(ABC):
             raise DataError(f"{len(ids)} ids for {len(x)} inputs, expected one each")
         device = next((p.device for p in model.parameters()), x.device)
         keys = sample_keys(range(len(x)) if ids is None else list(ids)).to(device)
-        results = []
-        with frozen_eval(model):
-            for start in range(0, len(x), batch_size):
-                rows = slice(start, start + batch_size)
-                given = None if clean_logits is None else clean_logits[rows].to(device)
-                random = SampleRandom(seed, keys[rows], self.name)
-                results.append(self._batch(model, x[rows].to(device), y[rows].to(device), random, given))
-        if not results:
+        if not len(x):
             raise DataError("no inputs: at least one sample is needed")
-        return AttackResult(
-            **{f.name: torch.cat([getattr(result, f.name) for result in results]) for f in fields(AttackResult)}
-        )
+        with frozen_eval(model):
+            paid = clean_logits is not None
+            if clean_logits is None:
+                with torch.no_grad():
+                    parts = [x[start : start + batch_size].to(device) for start in range(0, len(x), batch_size)]
+                    clean_logits = torch.cat([check_logits(model(part), len(part)) for part in parts])
+            clean_logits = check_logits(clean_logits.to(device), len(x))
+            check_labels(y, clean_logits.shape[1], len(x))
+            refuse_probabilities(clean_logits)
+            result = self._all(model, x, y, keys, seed, clean_logits, batch_size)
+        if not paid:
+            result.forwards.add_(1)
+        return result
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names that `AttackResult.broken_by` counts: one for a single attack."""
+        return (self.name,)
+
+    def _all(
+        self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, seed: int, clean_logits: Tensor, batch_size: int
+    ) -> AttackResult:
+        """Attack all samples, batch by batch; an ensemble goes through its members instead."""
+        device = clean_logits.device
+        results = []
+        for start in range(0, len(x), batch_size):
+            rows = slice(start, start + batch_size)
+            random = SampleRandom(seed, keys[rows], self.name)
+            results.append(self._batch(model, x[rows].to(device), y[rows].to(device), random, clean_logits[rows]))
+        return AttackResult(**{f.name: torch.cat([getattr(r, f.name) for r in results]) for f in fields(AttackResult)})
 
     def _batch(
-        self, model: nn.Module, x: Tensor, y: Tensor, random: SampleRandom, clean_logits: Tensor | None
+        self, model: nn.Module, x: Tensor, y: Tensor, random: SampleRandom, clean_logits: Tensor
     ) -> AttackResult:
-        paid = clean_logits is not None
-        if clean_logits is None:
-            with torch.no_grad():
-                clean_logits = check_logits(model(x), len(x))
-        check_labels(y, clean_logits.shape[1], len(x))
-        refuse_probabilities(clean_logits)
         threat = self.threat()
         search = Search(model, x, y, threat, random, self.stop, clean_logits)
-        if not paid:
-            search.forwards += 1
         if self.eps > 0 and not search.done:
             self._run(search)
         ball, box = threat.excess(search.best, x)
@@ -160,7 +179,10 @@ class Attack(ABC):
                 f"An attack must submit projected candidates only: threat.project(candidates, x)."
             )
         norms = flat_norm(search.best - x, self.norm)
-        return AttackResult(search.best, search.best_logits, search.broken, norms, search.forwards, search.backwards)
+        by = torch.where(search.broken & ~search.wrong_clean, 0, -1).to(torch.int16)
+        return AttackResult(
+            search.best, search.best_logits, search.broken, norms, search.forwards, search.backwards, by
+        )
 
     @abstractmethod
     def _run(self, search: Search) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_ext.attacks.losses import Loss, cross_entropy
-from robustbench_ext.attacks.threat import Threat
+from robustbench_ext.attacks.threat import Threat, flat_norm, per_sample
 from robustbench_ext.models.contract import check_logits
 from robustbench_ext.randomness import SampleRandom
 
@@ -31,6 +31,8 @@ class Search:
         best, best_logits: the best candidate submitted so far, and its logits. A misclassified candidate beats any
             correctly classified one; among equals the higher cross-entropy wins.
         broken: bool (N,), misclassified at `best`.
+        wrong_clean: bool (N,), misclassified without an attack.
+        clean_logits, labels: (N, K) and (N,).
         forwards, backwards: passes spent, int32 (N,).
     """
 
@@ -45,6 +47,7 @@ class Search:
         clean_logits: Tensor,
     ) -> None:
         self.model, self.threat, self.stop = model, threat, stop
+        self.clean_logits, self.labels = clean_logits, y
         self._all = (x, y, random)
         self.best, self.best_logits = x.clone(), clean_logits.clone()
         self.broken = clean_logits.argmax(dim=1) != y
@@ -52,12 +55,12 @@ class Search:
         self.forwards = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         self.backwards = torch.zeros_like(self.forwards)
         # Misclassified without an attack: nothing to break, whatever `stop` says.
-        self._wrong_clean = self.broken.clone()
+        self.wrong_clean = self.broken.clone()
         self.restart()
 
     def restart(self) -> None:
         """Take up again every sample that is not done: those not broken, or with stop="never" all but the clean errors."""
-        done = self.broken if self.stop == "broken" else self._wrong_clean
+        done = self.broken if self.stop == "broken" else self.wrong_clean
         self._activate((~done).nonzero()[:, 0])
 
     def _activate(self, index: Tensor) -> None:
@@ -66,24 +69,34 @@ class Search:
         self.x, self.y, self.random = x[index], y[index], random.select(index)
 
     @property
+    def index(self) -> Tensor:
+        """Positions of the standing samples in the batch, int64 (n,)."""
+        return self._index
+
+    @property
     def done(self) -> bool:
         """Whether no sample is left to attack."""
         return len(self._index) == 0
 
-    def logits(self, candidates: Tensor) -> Tensor:
-        """A forward pass of the standing samples."""
-        self.forwards[self._index] += 1
+    def logits(self, candidates: Tensor, rows: Tensor | None = None) -> Tensor:
+        """A forward pass of the standing samples, or of those of them that `rows` (n,) bool chooses."""
+        self.forwards[self._index if rows is None else self._index[rows]] += 1
         with torch.no_grad():
             return check_logits(self.model(candidates), len(candidates))
 
-    def gradient(self, candidates: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        """A forward and a backward pass: logits (n, K), losses (n,), gradient of each sample's loss (n, C, H, W)."""
-        self.forwards[self._index] += 1
-        self.backwards[self._index] += 1
+    def gradient(self, candidates: Tensor, loss: Loss, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """A forward and a backward pass: logits (n, K), losses (n,), gradient of each sample's loss (n, C, H, W).
+
+        With `rows` (n,) bool, of those standing samples only.
+        """
+        index = self._index if rows is None else self._index[rows]
+        labels = self.y if rows is None else self.y[rows]
+        self.forwards[index] += 1
+        self.backwards[index] += 1
         candidates = candidates.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = check_logits(self.model(candidates), len(candidates))
-            losses = loss(logits, self.y)
+            losses = loss(logits, labels)
             (gradient,) = torch.autograd.grad(losses.sum(), candidates)
         return logits.detach(), losses.detach(), gradient
 
@@ -100,8 +113,21 @@ class Search:
         self._best_loss[rows] = loss[better]
         self.broken[rows] = wrong[better]
         if self.stop == "broken" and bool(wrong.any()):
-            keep = (~wrong).nonzero()[:, 0]
-            self._index = index[keep]
-            self.x, self.y, self.random = self.x[keep], self.y[keep], self.random.select(keep)
-            return tuple(tensor[keep] for tensor in state)
+            return self._retire(wrong, *state)
         return state
+
+    def judge(self, candidates: Tensor, logits: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Like `submit`, for candidates that may lie outside the ball (minimum-norm attacks): those do not count."""
+        inside = flat_norm(candidates - self.x, self.threat.norm) <= self.threat.eps
+        if not bool(inside.any()):
+            return state
+        # An input outside the ball is replaced by one that changes nothing: the best so far, with its own logits.
+        index = self._index
+        candidates = torch.where(per_sample(inside, candidates), candidates, self.best[index])
+        return self.submit(candidates, torch.where(inside[:, None], logits, self.best_logits[index]), *state)
+
+    def _retire(self, gone: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        keep = (~gone).nonzero()[:, 0]
+        self._index = self._index[keep]
+        self.x, self.y, self.random = self.x[keep], self.y[keep], self.random.select(keep)
+        return tuple(tensor[keep] for tensor in state)

@@ -145,8 +145,8 @@ class TorchAttacks(Attack):
             found = self._make(model)(search.x.clone(), search.y.clone())
         n = len(search.x)
         # Passes are shared out evenly: torchattacks does not say on which sample it spent them.
-        search.forwards[search._index] += round(model.forwards / n)
-        search.backwards[search._index] += round(model.backwards / n)
+        search.forwards[search.index] += round(model.forwards / n)
+        search.backwards[search.index] += round(model.backwards / n)
         found = torch.nan_to_num(found.detach().float(), nan=-1.0)
         inside = (flat_norm(found - search.x, self.norm) <= self.eps + 1e-6) & (
             (found >= -1e-6) & (found <= 1 + 1e-6)

@@ -96,6 +96,12 @@ METRICS: dict[str, MetricInfo] = {
         False,
         True,
     ),
+    "broken_by": MetricInfo(
+        "broken by",
+        "Share of all samples that this member of an ensemble broke, the members before it having failed.",
+        None,
+        True,
+    ),
     "mean_norm": MetricInfo(
         "perturbation", "Mean norm of the perturbation over the samples that the attack broke.", None, False
     ),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_ext.attacks import APGDCE, FGSM, PGD, Attack, build_attack
+from robustbench_ext.attacks import APGDCE, APGDT, FABT, FGSM, PGD, Attack, Square, Standard, build_attack
 from robustbench_ext.attacks.apgd import checkpoints
 from robustbench_ext.attacks.losses import margin
 from robustbench_ext.attacks.threat import Threat, flat_norm
@@ -19,6 +19,11 @@ ATTACKS = [
     pytest.param("pgd", {"steps": 7, "restarts": 2}, id="pgd"),
     pytest.param("pgd", {"steps": 7, "loss": "margin", "random_start": False}, id="pgd-margin"),
     pytest.param("apgd-ce", {"steps": 12, "restarts": 2}, id="apgd-ce"),
+    pytest.param("apgd-dlr", {"steps": 12}, id="apgd-dlr"),
+    pytest.param("apgd-t", {"steps": 6, "targets": 3}, id="apgd-t"),
+    pytest.param("fab-t", {"steps": 12, "targets": 3}, id="fab-t"),
+    pytest.param("square", {"queries": 150}, id="square"),
+    pytest.param("standard", {"steps": 5, "targets": 2, "queries": 50}, id="standard"),
     pytest.param("torchattacks:PGD", {"options": {"steps": 5, "alpha": 0.05}}, id="torchattacks"),
 ]
 BUDGETS = [("Linf", 0.15), ("L2", 1.0)]
@@ -34,6 +39,10 @@ def make(name, norm, eps, options, **more):
 @pytest.mark.parametrize(("norm", "eps"), BUDGETS)
 @pytest.mark.parametrize(("name", "options"), ATTACKS)
 def test_results_keep_the_threat_model_and_the_model(name, options, norm, eps, stop, digits_model, digits_test):
+    if name == "standard" and stop == "never":
+        with pytest.raises(ConfigError, match="gives a verdict"):
+            make(name, norm, eps, options, stop=stop)
+        return
     x, y, ids = (v[:120] for v in digits_test)
     digits_model.train()
     before = {k: v.clone() for k, v in digits_model.state_dict().items()}
@@ -166,7 +175,17 @@ def test_an_all_misclassified_batch_and_two_classes():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     x = torch.rand(20, 1, 8, 8)
     y = 1 - model(x).argmax(1)
-    for attack in (FGSM(eps=0.1), PGD(eps=0.1), APGDCE(eps=0.1)):
+    quick = {"steps": 10, "targets": 9}
+    for attack in (
+        FGSM(eps=0.1),
+        PGD(eps=0.1),
+        APGDCE(eps=0.1),
+        APGDT(eps=0.1, **quick),
+        FABT(eps=0.1, **quick),
+        Square(eps=0.1, queries=30),
+        Standard(eps=0.1, queries=30, **quick),
+        Standard(eps=0.5, norm="L2", queries=30, **quick),
+    ):
         result = attack(model, x, y)
         assert result.broken.all()
         assert torch.equal(result.x_adv, x)
