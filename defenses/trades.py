@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from defenses.base import Batch, Defense, Loss
 from robustbench_ext.attacks.inner import Objective, Start
 from robustbench_ext.errors import ConfigError
-from robustbench_ext.numbers import parse_number
+from robustbench_ext.numbers import read_numbers
 
 
 def kl_natural_adversarial(logits: Tensor, logits_adv: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class TRADES(Defense):
     reference: ClassVar[str] = "arXiv 1901.08573"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", parse_number(self.beta, "trades: beta"))
+        read_numbers(self, "trades")
         if self.beta < 0:
             raise ConfigError(f"trades: beta = {self.beta}, expected a number >= 0")
 

@@ -1,8 +1,8 @@
 """One trainer for every defense: data order, inner attack, schedule, validation, checkpoints.
 
 All randomness is counter-based - the order of an epoch and the attack's starts are functions of (seed, epoch, sample
-id) - so a checkpoint needs no generator states: a run that was killed and is started again ends at the same weights as
-one that was not.
+id), and the global generator, which dropout uses, is seeded anew for every epoch - so a checkpoint needs no generator
+states: a run that was killed and is started again ends at the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from defenses.base import Batch, Defense
 from robustbench_ext.attacks.inner import InnerAttack
 from robustbench_ext.attacks.pgd import PGD
 from robustbench_ext.attacks.threat import Threat
+from robustbench_ext.catalog import MODELS
 from robustbench_ext.data.base import Dataset, Split
 from robustbench_ext.errors import ConfigError, RobustBenchExtError
 from robustbench_ext.files import write_atomically
 from robustbench_ext.fingerprint import key_of
 from robustbench_ext.models.contract import check_images, frozen_eval
 from robustbench_ext.models.loading import RECIPE_FILE, WEIGHTS_FILE, fingerprint_module, load_model
-from robustbench_ext.numbers import parse_number
+from robustbench_ext.numbers import read_numbers
 from robustbench_ext.randomness import SampleRandom
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -41,12 +42,13 @@ class Recipe:
     """Everything about a training run but the defense, the network and the data.
 
     Args:
-        epochs, batch_size: of the outer loop; the last, smaller batch is used too unless it has one sample only.
+        epochs, batch_size: of the outer loop; an epoch is cut into equal batches of at most `batch_size`.
         optimizer: "sgd" (momentum) or "adamw".
         lr, momentum, weight_decay: of the optimizer.
         schedule: "onecycle" (25 % warm-up, then cosine to nearly 0), "cosine" or "constant"; stepped every batch.
-        eps, norm, attack_steps, step_size: of the inner attack, and of the attack that validates.
-        validation_steps: PGD steps on the calibration split after an epoch.
+        eps, norm: of the inner attack, and of the PGD attack that validates.
+        attack_steps, step_size: of the inner attack; 2.5 eps / steps by default.
+        validation_steps: PGD steps (of the default size) on the calibration split after an epoch.
         validation_n: how many calibration samples are attacked (the first, a stratified sample); None for all.
     """
 
@@ -65,16 +67,21 @@ class Recipe:
     validation_n: int | None = 500
 
     def __post_init__(self) -> None:
-        for name in ("lr", "momentum", "weight_decay", "eps"):
-            object.__setattr__(self, name, parse_number(getattr(self, name), f"recipe: {name}"))
-        if self.step_size is not None:
-            object.__setattr__(self, "step_size", parse_number(self.step_size, "recipe: step_size"))
+        read_numbers(self, "recipe")
         for name, choices in {"optimizer": ("sgd", "adamw"), "schedule": ("onecycle", "cosine", "constant")}.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"recipe: {name} = {getattr(self, name)!r}, expected one of {', '.join(choices)}")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"recipe: {name} = {getattr(self, name)}, expected at least 1")
+        # Batch norm needs two samples in a batch.
+        for name, least in {"epochs": 1, "batch_size": 2, "attack_steps": 1, "validation_steps": 1}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"recipe: {name} = {getattr(self, name)}, expected at least {least}")
+        if self.validation_n is not None and self.validation_n < 1:
+            raise ConfigError(f"recipe: validation_n = {self.validation_n}, expected at least 1")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise ConfigError(
+                f"recipe: momentum = {self.momentum}, weight_decay = {self.weight_decay}; expected both >= 0"
+            )
+        self.threat()
         if self.lr <= 0:
             raise ConfigError(f"recipe: lr = {self.lr}, expected a number > 0")
 
@@ -106,11 +113,11 @@ class Architecture:
     kwargs: dict[str, Any] | None = None
 
     def build(self, seed: int) -> nn.Module:
-        """The network with fresh weights; reference networks get other weights for another seed."""
+        """The network; reference networks get other weights for another seed, given weights and factories stay."""
         module = load_model(
             self.spec, shape=self.shape, num_classes=self.num_classes, mean=self.mean, std=self.std, kwargs=self.kwargs
         ).module
-        if seed:
+        if seed and self.spec in MODELS:
             torch.manual_seed(seed)
             for child in module.modules():
                 if isinstance(child, (nn.Conv2d, nn.Linear)):
@@ -210,11 +217,16 @@ def train(
     batches = [
         b for b in np.array_split(np.arange(len(split)), math.ceil(len(split) / recipe.batch_size)) if len(b) > 1
     ]
+    if not batches:
+        raise ConfigError(f"{data.name}/train has {len(split)} samples: too few to train on")
     attack = _inner(defense, recipe)
     while state.epoch < recipe.epochs:
         started = time.perf_counter()
         order = _order(split, seed, state.epoch)
         model.train()
+        torch.manual_seed(
+            _epoch_seed(seed, state.epoch)
+        )  # for layers that draw from the global generator, such as dropout
         totals: dict[str, float] = {}
         for number, positions in enumerate(batches):
             step = state.epoch * len(batches) + number
@@ -244,6 +256,10 @@ def train(
             on_epoch({**row, "seconds": time.perf_counter() - started, "epochs": recipe.epochs})
     _publish(out, key, defense, architecture, data, recipe, seed, state)
     return out
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(SampleRandom.of(seed, ["all"], "global").bits(1, step=epoch)[0, 0])
 
 
 def _inner(defense: Defense, recipe: Recipe) -> InnerAttack | None:
@@ -306,7 +322,10 @@ def _checkpoint(out: Path, key: str, model: nn.Module, optimizer: torch.optim.Op
 def _resume(out: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
     file = out / CHECKPOINT_FILE
     if file.is_file():
-        content = torch.load(file, weights_only=True)
+        try:
+            content = torch.load(file, weights_only=True)
+        except Exception:  # a damaged file raises whatever its bytes happen to trip; it counts as missing
+            content = {"key": None}
         if content["key"] == key:
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])

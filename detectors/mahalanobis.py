@@ -82,6 +82,10 @@ class Mahalanobis(Detector):
         self.inverse = inverse
         self.shrinkage = parse_number(shrinkage, "mahalanobis: shrinkage")
         self.tolerance = parse_number(tolerance, "mahalanobis: tolerance")
+        if not 0 < self.shrinkage <= 1 or not 0 < self.tolerance < 1:
+            raise ConfigError(
+                f"mahalanobis: shrinkage = {self.shrinkage}, tolerance = {self.tolerance}; expected numbers between 0 and 1"
+            )
         self.rank = 0
 
     def parameters(self) -> dict[str, Any]:
@@ -104,7 +108,9 @@ class Mahalanobis(Detector):
         if self.inverse == "shrinkage":
             values = (1 - self.shrinkage) * values.clamp_min(0) + self.shrinkage * values.mean()
         keep = values > self.tolerance * values[-1] if self.inverse == "pseudo" else values > 0
-        if not bool(keep.any()):
+        # What float64 sums of squares of this size lose to rounding is no variation of the features.
+        noise = 1e-13 * float(means.square().sum(dim=1).max())
+        if not bool(keep.any()) or float(values[-1]) <= noise:
             raise DataError(
                 "mahalanobis: all training features of a class are equal, so there is no covariance to measure with. "
                 "Check that the model is trained and that the tap is not a constant layer."

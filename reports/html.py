@@ -148,7 +148,8 @@ def _calibration(results: RunResults) -> Section:
         "calibration",
         "Calibration, clean and under attack",
         "Does 90 % confidence mean 90 % correct? Points below the diagonal are over-confident. Estimators such as "
-        "temperature scaling are fitted on the clean calibration split, never on test data.",
+        "temperature scaling are fitted on the clean calibration split, never on test data. Under attack, samples that are "
+        "misclassified clean are shown as they are: an attack has nothing to add to them.",
     )
     for i, model in enumerate(tables.model_names(results)):
         for j, condition in enumerate(["clean", *_attacked(results)]):
@@ -217,6 +218,11 @@ def _training(results: RunResults) -> Section:
     return section
 
 
+def _class_name(classes: list[str], index: int) -> str:
+    """A class's name; a model may have more outputs than the data has classes."""
+    return classes[index] if index < len(classes) else f"#{index}"
+
+
 def _gallery(results: RunResults, gallery: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each model the samples under the attack that calibration is shown under."""
     shown = _attacked(results)
@@ -227,7 +233,7 @@ def _gallery(results: RunResults, gallery: list[dict[str, Any]]) -> list[dict[st
             items = [g for g in gallery if g["model"] == model and g["condition"] == condition][:GALLERY_SAMPLES]
             # Only images that this project encoded itself are put into the page.
             items = [g for g in items if all(str(i).startswith("data:image/png;base64,") for i in g["images"])]
-            named = [{**g, **{k: classes[g[k]] for k in ("label", "before", "after")}} for g in items]
+            named = [{**g, **{k: _class_name(classes, g[k]) for k in ("label", "before", "after")}} for g in items]
             if named:
                 groups.append({"model": model, "condition": condition, "items": named})
     return groups

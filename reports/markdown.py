@@ -26,7 +26,11 @@ def render_markdown(results: RunResults) -> str:
             out += [f"## {title}", "", *_table(table), ""]
     out += ["## Metrics", ""]
     used = dict.fromkeys(row.metric for row in results.results)
-    out += [f"- **{results.metrics[m]['title']}**: {_escape(results.metrics[m]['definition'])}" for m in used]
+    for metric in used:
+        about = results.metrics[metric]
+        methods = dict.fromkeys(r.ci_method for r in results.results if r.metric == metric and r.ci_method != "none")
+        intervals = f" Intervals (95 %): {'; '.join(methods)}." if methods else ""
+        out.append(f"- **{about['title']}**: {_escape(about['definition'] + intervals)}")
     out += ["", f"{results.generator['name']} {results.generator['version']}"]
     return "\n".join(out) + "\n"
 
@@ -44,8 +48,13 @@ def _verdict(results: RunResults) -> str:
 def _table(table: tables.Table) -> list[str]:
     head = [table.corner, *(column.title for column in table.columns)]
     lines = [_row(head), "|" + " --- |" * 1 + " ---: |" * len(table.columns)]
-    lines += [_row([name, *(cell.text for cell in cells)]) for name, cells in table.rows]
+    lines += [_row([name, *(_text(cell) for cell in cells)]) for name, cells in table.rows]
     return lines
+
+
+def _text(cell: tables.Cell) -> str:
+    """A dash says why it is one."""
+    return f"{cell.text} ({cell.note})" if cell.text == "–" and cell.note else cell.text
 
 
 def _row(cells: list[str]) -> str:

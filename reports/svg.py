@@ -54,6 +54,7 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "text.color": INK,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names come from users: a dollar sign is a dollar sign
     "figure.constrained_layout.use": True,
 }
 

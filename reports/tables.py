@@ -145,7 +145,9 @@ def headline(results: RunResults) -> Table:
         title = f"AUROC {outliers[0]['outliers']} ({detector}), % ↑"
         column = Column(title, heading("auroc", results).definition)
         wanted.append((column, {"condition": outliers[0]["label"], "probe": detector, "metric": "auroc"}))
-    table = Table("Models by axes, with 95 % intervals", "model", [column for column, _ in wanted])
+    table = Table(
+        "One row a model; brackets are 95 % intervals over test samples", "model", [column for column, _ in wanted]
+    )
     for model in model_names(results):
         cells = []
         for _, query in wanted:
@@ -213,14 +215,20 @@ def detection(results: RunResults) -> Table | None:
     table = Table(
         "Detection: clean test inputs against each condition's",
         "model · condition · detector",
-        [heading(m, results) for m in metrics],
+        [
+            *(heading(m, results) for m in metrics),
+            Column("n unknown", "Unknown inputs; of an attack, its successes. Clean inputs: the test samples."),
+        ],
     )
     for model in model_names(results):
         for condition in of_kind(results, "outliers", "attack", "corruption"):
             for probe in names:
                 query = {"model": model, "condition": condition["label"], "probe": probe}
-                cells = [number(one(results, **query, metric=m), results) for m in metrics]
-                table.rows.append((f"{model} · {condition['label']} · {probe}", cells))
+                rows = [one(results, **query, metric=m) for m in metrics]
+                size = Cell(str(rows[0].n_unknown), rows[0].n_unknown) if rows[0] else Cell("–")
+                table.rows.append(
+                    (f"{model} · {condition['label']} · {probe}", [*(number(r, results) for r in rows), size])
+                )
     return table
 
 

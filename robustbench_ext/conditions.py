@@ -6,6 +6,7 @@ depend on, for the key).
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Condition(ABC):
         """What results say of the condition, beside its label and kind."""
         return {}
 
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether the inputs depend on how samples are batched, so that the key must name the batch size."""
+        return False
+
 
 @dataclass(frozen=True)
 class Clean(Condition):
@@ -93,6 +99,10 @@ class UnderAttack(Condition):
             "members": list(self.attack.members),
             "parameters": {k: v for k, v in spec.items() if k not in known},
         }
+
+    @property
+    def batch_dependent(self) -> bool:
+        return not self.attack.per_sample_draws
 
     def apply(
         self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
@@ -187,19 +197,20 @@ def parse_conditions(entries: Sequence[str | Mapping[str, Any]]) -> list[Conditi
 def is_available(entry: str | Mapping[str, Any]) -> bool:
     """False for an entry marked `optional: true` whose package is not installed."""
     if isinstance(entry, Mapping) and entry.get("optional") and str(entry.get("attack", "")).startswith("torchattacks"):
-        from robustbench_ext.attacks.torchattacks_adapter import available
-
-        return bool(available())
+        return importlib.util.find_spec("torchattacks") is not None  # imports nothing
     return True
 
 
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _listed(value: Any, what: str) -> list[Any]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise ConfigError(f"{what}: the list is empty, so there would be no condition; give at least one value")
+    return values
 
 
 def _attacks(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
     made: list[Condition] = []
-    for eps in _listed(rest.get("eps")) if "eps" in rest else [None]:
+    for eps in _listed(rest["eps"], f"{name}: eps") if "eps" in rest else [None]:
         parameters = dict(rest) if eps is None else {**rest, "eps": eps}
         attack = build_attack(str(name), **parameters)
         budget = "" if attack.eps == float("inf") else f" {format_number(attack.eps)}"
@@ -211,8 +222,8 @@ def _corruptions(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
     _only(rest, ("severity",), f"corruption {name}")
     CORRUPTIONS.get(str(name))
     made: list[Condition] = []
-    for severity in _listed(rest.get("severity", [1, 2, 3, 4, 5])):
-        if severity not in (1, 2, 3, 4, 5):
+    for severity in _listed(rest.get("severity", [1, 2, 3, 4, 5]), f"{name}: severity"):
+        if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
             raise ConfigError(f"corruption {name}: severity = {severity!r}, expected 1, 2, 3, 4 or 5")
         made.append(Corrupted(f"{name} {severity}", str(name), int(severity)))
     return made
@@ -223,7 +234,7 @@ def _outliers(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
     n = int(parse_number(rest.get("n", 500), "outliers: n"))
     if n < 2:
         raise ConfigError(f"outliers: n = {n}, expected at least 2")
-    return [Outliers(f"outliers {OUTLIERS.get(str(name)).name}", str(name), n) for name in _listed(names)]
+    return [Outliers(f"outliers {OUTLIERS.get(str(name)).name}", str(name), n) for name in _listed(names, "outliers")]
 
 
 def _only(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
@@ -242,6 +253,11 @@ def _distinct(conditions: list[Condition]) -> list[Condition]:
     """Tell equal labels apart by the attacks' other parameters; refuse a condition that is there twice."""
     seen: dict[str, Condition] = {}
     out = []
+    for condition in conditions[1:]:
+        if condition.label == "clean" or condition.label.startswith("worst case "):
+            raise ConfigError(
+                f"label '{condition.label}': 'clean' and 'worst case ...' are the report's own; choose another"
+            )
     for condition in conditions:
         label = condition.label
         if label in seen:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ from typing import Any
 from robustbench_ext import __version__
 from robustbench_ext.errors import RobustBenchExtError
 from robustbench_ext.evaluate import CLEAN, Cell, Context
-from robustbench_ext.execute import Failure, Job, SerialExecutor, make_executor, run_jobs
+from robustbench_ext.execute import NOT_STARTED, Failure, Job, SerialExecutor, make_executor, run_jobs
 from robustbench_ext.files import write_atomically
 from robustbench_ext.fingerprint import canonical_json
 from robustbench_ext.measure import Measured, measure, metric_table
-from robustbench_ext.preflight import Check, verdict
+from robustbench_ext.preflight import Check, refused, verdict
 from robustbench_ext.provenance import environment
 from robustbench_ext.results import Failed, Finding, Row, RunResults
 from robustbench_ext.suite import Suite, load_suite, validate_suite
@@ -69,16 +70,26 @@ def _context(folder: str, suite: Mapping[str, Any]) -> Context:
     return _CONTEXTS[key]
 
 
+class WorkError(Exception):
+    """What went wrong in a job, as text: a model's own exceptions need not survive the way between processes."""
+
+
 def work(payload: tuple[str, str, dict[str, Any], Any]) -> dict[str, Any]:
     """One job, in whatever process: ("train", ..., model), ("check", ..., model) or ("cell", ..., cell fields)."""
-    kind, folder, suite, what = payload
+    try:
+        return _work(*payload)
+    except (Exception, SystemExit) as error:
+        raise WorkError(f"{type(error).__name__}: {error}", traceback.format_exc()) from None
+
+
+def _work(kind: str, folder: str, suite: dict[str, Any], what: Any) -> dict[str, Any]:
     context = _context(folder, suite)
     if kind == "train":
         return _train(context, what)
+    started = time.perf_counter()
     if kind == "check":
-        started = time.perf_counter()
         checks = context.preflight(what)
-        return {"status": verdict(checks), "seconds": time.perf_counter() - started}
+        return {"status": verdict(checks), "refused": refused(checks), "seconds": time.perf_counter() - started}
     return context.compute(Cell(*what))
 
 
@@ -98,7 +109,7 @@ def _train(context: Context, name: str) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     write_atomically(out / "timing.json", lambda file: file.write_text(json.dumps({"seconds": round(seconds, 1)})))
     (out / PROGRESS).unlink(missing_ok=True)
-    return {"seconds": seconds, "epochs": recipe.epochs, **last}
+    return {**last, "epochs": recipe.epochs, "seconds": seconds}
 
 
 def run_suite(
@@ -124,15 +135,28 @@ def run_suite(
     suite = suite if isinstance(suite, Suite) else load_suite(suite)
     hooks = progress or Progress()
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    _CONTEXTS.clear()  # files may have changed since the last run of this process
     context = Context(suite, folder)
     context.validate()
+    folder.mkdir(parents=True, exist_ok=True)
+    hooks.message(f"suite {suite.name}: {_count(len(suite.models), 'model')} on {suite.data}, into {folder}")
+    previous = _previous(folder)
+    if previous is not None and previous.get("name") != suite.name:
+        hooks.message(
+            f"note: {folder} held a run of suite {previous.get('name')}; its report is replaced, its records stay"
+        )
+    asked, there = suite.n, len(context.data["test"])
+    if asked is not None and asked > there:
+        hooks.message(f"note: n = {asked} test samples were asked for, {suite.data} has {there}")
     for name in context.left_out:
         hooks.message(f"left out: {name} (not installed: pip install --no-deps torchattacks)")
     runner = _Runner(context, executor, workers, hooks)
     runner.run()
-    results, measured = _results(context, runner)
-    _write(context, results, measured, runner, started)
+    unchanged = not runner.computed and not runner.trained and not runner.failures
+    results = _unchanged(context) if unchanged else None
+    if results is None:
+        results, measured = _results(context, runner)
+        _write(context, results, measured, runner, started)
     return RunSummary(
         folder,
         results,
@@ -144,6 +168,34 @@ def run_suite(
     )
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _previous(folder: Path) -> dict[str, Any] | None:
+    """The suite of the run that the folder holds, if any."""
+    try:
+        suite: dict[str, Any] = json.loads((folder / RUN).read_text())["suite"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return suite
+
+
+def _unchanged(context: Context) -> RunResults | None:
+    """The folder's results, if they are of this very suite and version; then there is nothing to measure again."""
+    if _previous(context.folder) != context.suite.model_dump(by_alias=True, mode="json"):
+        return None
+    try:
+        results = RunResults.read(context.folder / RESULTS)
+    except (OSError, ValueError):
+        return None
+    same = results.generator["version"] == __version__ and not results.failures
+    loaded = {m["name"]: m["fingerprint"] for m in results.models}
+    same &= loaded == {e.name: context.model(e.name).fingerprint for e in context.suite.models}
+    same &= results.data == json.loads(json.dumps(context.data.describe()))
+    return results if same and (context.folder / TABLE).is_file() and (context.folder / GALLERY).is_file() else None
+
+
 class _Runner:
     """Two waves of jobs: training, then checks and cells, whose keys need the trained weights."""
 
@@ -153,6 +205,7 @@ class _Runner:
         self._suite = context.suite.model_dump(by_alias=True, mode="json")
         self.failures: list[Failed] = []
         self.broken: set[str] = set()
+        self.refused: set[str] = set()
         self.computed = self.reused = self.trained = 0
 
     def run(self) -> None:
@@ -172,52 +225,79 @@ class _Runner:
             self._fail(name, str(error))
             self.hooks.message(f"{name}: {error}")
             return []
+        check = self._job("check", name)
         jobs = []
         if not self.context.store.has(self.context.preflight_key(name)):
-            jobs.append(self._job("check", name))
+            jobs.append(check)
+        elif refused(self.context.preflight(name)):
+            self.refused.add(name)
+            return []
         done = {cell: self.context.is_done(cell) for cell in self.context.cells(name)}
         self.reused += sum(done.values())
-        fits = [str(cell) for cell, there in done.items() if not there and cell.split != "test"]
+        ids = {cell: f"cell|{cell.model}|{cell.condition}|{cell.split}|{cell.chunk}" for cell in done}
+        fits = {ids[cell] for cell, there in done.items() if not there and cell.split != "test"}
         for cell, there in done.items():
             if there:
                 continue
-            needs = set(fits) if cell.split == "test" else set()
+            needs = {check.id} | (fits if cell.split == "test" else set())
             if cell.split == "test" and cell.condition != CLEAN:
-                needs.add(str(Cell(cell.model, CLEAN, "test", cell.chunk)))
+                needs.add(f"cell|{cell.model}|{CLEAN}|test|{cell.chunk}")
             fields = (cell.model, cell.condition, cell.split, cell.chunk)
-            jobs.append(Job(str(cell), ("cell", str(self.context.folder), self._suite, fields), frozenset(needs)))
+            payload = ("cell", str(self.context.folder), self._suite, fields)
+            jobs.append(Job(ids[cell], str(cell), payload, frozenset(needs)))
         return jobs
 
     def _job(self, kind: str, name: str) -> Job:
-        return Job(f"{name} · {kind}", (kind, str(self.context.folder), self._suite, name))
+        title = f"{name} · {'preflight' if kind == 'check' else 'training'}"
+        return Job(f"{kind}|{name}", title, (kind, str(self.context.folder), self._suite, name))
+
+    def _judge(self, job: Job, facts: Any) -> Failure | None:
+        """Whether a job that came back has done what it was for."""
+        kind, what = job.payload[0], job.payload[3]
+        if kind == "check" and facts["refused"]:
+            self.refused.add(what)
+            return Failure(job.title, "the preflight refuses this model")
+        if kind == "cell" and not self.context.is_done(Cell(*what)):
+            return Failure(
+                job.title,
+                "the model differs each time that it is loaded, so its results belong to no model in particular. Seed its "
+                "factory, or load fixed weights in it.",
+            )
+        self.trained += kind == "train"
+        self.computed += kind == "cell"
+        return None
 
     def _wave(self, jobs: list[Job]) -> None:
         if not jobs:
             return
         count = 0
 
-        def done(job: Job, facts: Any) -> None:
+        def done(job: Job, facts: Any) -> Failure | None:
             nonlocal count
-            count += 1
-            kind = job.payload[0]
-            self.trained += kind == "train"
-            self.computed += kind == "cell"
-            self.hooks.line(count, len(jobs), job.id, facts)
+            failure = self._judge(job, facts)
+            if failure is None:
+                count += 1
+                self.hooks.line(count, len(jobs), job.title, facts)
+            return failure
 
         def failed(job: Job, failure: Failure) -> None:
             nonlocal count
             count += 1
-            if job.payload[0] == "train":
-                self.broken.add(job.payload[3])
-            self._fail(job.id, failure.error, failure.traceback)
-            self.hooks.line(count, len(jobs), job.id, {"error": failure.error})
+            kind, what = job.payload[0], job.payload[3]
+            if kind == "train":
+                self.broken.add(what)
+            name = what if isinstance(what, str) else what[0]
+            if name not in self.refused:
+                self._fail(job.title, failure.error, failure.traceback)
+            if not failure.error.startswith(NOT_STARTED):
+                self.hooks.line(count, len(jobs), job.title, {"error": failure.error})
 
         def tick(running: list[Job]) -> None:
             for job in running:
                 row = self._epoch(job.payload[3]) if job.payload[0] == "train" else None
                 if row is not None:
                     self.hooks.epoch(job.payload[3], row)
-            self.hooks.running([job.id for job in running])
+            self.hooks.running([job.title for job in running])
 
         executor = self._executor
         if not isinstance(executor, str):
@@ -226,7 +306,8 @@ class _Runner:
         import torch
 
         threads = torch.get_num_threads()
-        with make_executor(executor, len(jobs), self._workers) as pool:
+        long = any(job.payload[0] == "train" for job in jobs)
+        with make_executor(executor, len(jobs), self._workers, long) as pool:
             try:
                 if isinstance(pool, SerialExecutor):
                     torch.set_num_threads(1)  # as in a worker: see robustbench_ext.execute
@@ -242,12 +323,11 @@ class _Runner:
             return None
         return row
 
-    def _fail(self, what: str, error: str, traceback: str = "") -> None:
-        self.failures.append(Failed(what=what, error=error))
-        if traceback:
-            log = self.context.folder / "failures.log"
-            with log.open("a", encoding="utf-8") as file:
-                file.write(f"{what}\n{traceback}\n")
+    def _fail(self, what: str, error: str, trace: str = "") -> None:
+        self.failures.append(Failed(what=what, error=error.removeprefix("WorkError: ")))
+        if trace:
+            with (self.context.folder / "failures.log").open("a", encoding="utf-8") as file:
+                file.write(f"{what}\n{trace}\n")
 
 
 def _trained(spec: tuple[Any, ...]) -> bool:
@@ -288,7 +368,11 @@ def _results(context: Context, runner: _Runner) -> tuple[RunResults, Measured]:
         curves=measured.curves,
         cost=measured.cost,
         failures=sorted(runner.failures, key=lambda f: f.what),
-        notes=[f"{name} was left out: its package is not installed" for name in context.left_out],
+        notes=[
+            *(f"{name} was left out: its package is not installed" for name in context.left_out),
+            *(f"{name} was not evaluated: its preflight failed" for name in sorted(runner.refused)),
+            *(text for name in usable if _probes_fitted(context, name) for text in context.fit_warnings(name)),
+        ],
     )
     return results, measured
 
@@ -305,10 +389,14 @@ def _describe(context: Context, name: str) -> dict[str, Any]:
     if entry.train is not None:
         described = json.loads((context.training[name][-1] / "model.json").read_text())
         about["training"] = {k: described[k] for k in ("defense", "recipe", "seed", "selected", "curve")}
-    fits = {cell for probe in context.probes for cell in context.fit_cells(name, probe.fit_on)}
-    if all(context.is_done(cell) for cell in fits):
+    if _probes_fitted(context, name):
         about["fitted"] = context.fitted_summaries(name)
     return about
+
+
+def _probes_fitted(context: Context, name: str) -> bool:
+    """Whether everything that the probes are fitted on is there."""
+    return all(context.is_done(c) for probe in context.probes for c in context.fit_cells(name, probe.fit_on))
 
 
 def _write(context: Context, results: RunResults, measured: Measured, runner: _Runner, began: float) -> None:

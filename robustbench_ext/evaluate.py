@@ -148,6 +148,7 @@ class Context:
             "samples": source.fingerprint(),
             "ids": fingerprint.hash_strings(samples.ids[self.rows(cell.chunk)].tolist()),
             "seed": self.suite.seed,
+            "batch_size": self.suite.batch_size if condition.batch_dependent else None,
         }
 
     def observation_key(self, cell: Cell) -> str:
@@ -260,6 +261,11 @@ class Context:
             if probe.kind == "estimator" and (summary := self._fit(model, probe).summary()):
                 out[probe.label] = summary
         return out
+
+    def fit_warnings(self, model: str) -> list[str]:
+        """What readers should know of the fitted estimators."""
+        estimators = [p for p in self.probes if p.kind == "estimator"]
+        return [f"{model}, {p.label}: {text}" for p in estimators for text in self._fit(model, p).warnings()]
 
     # Preflight -------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,11 @@ sum adds up depends on the number of threads.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +22,7 @@ from typing import Any
 from robustbench_ext.errors import ConfigError, RobustBenchExtError, unknown_name
 
 EXECUTORS = ("auto", "serial", "local")
+NOT_STARTED = "not started"
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Job:
     """A picklable piece of work.
 
     Attributes:
-        id: unique name.
+        id: unique; never shown.
+        title: what progress and failures call it.
         payload: what the work function is called with.
         after: ids that must be done first.
     """
 
     id: str
+    title: str
     payload: Any
     after: frozenset[str] = field(default_factory=frozenset)
 
@@ -57,41 +64,68 @@ class SerialExecutor(Executor):
         return future
 
 
-def _one_thread() -> None:
+def _worker() -> None:
+    """Make this process a worker: one thread, deaf to Ctrl-C (the run's own process handles it), no orphan."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
-def make_executor(name: str, jobs: int, workers: int | None = None) -> Executor:
-    """An executor by name: `serial`, `local` (one spawned process per core), or `auto` (local where it helps).
+def _watch(parent: int) -> None:
+    """End the worker when the process that started it is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _start_method(long: bool) -> multiprocessing.context.BaseContext:
+    """Workers forked from a clean server that has imported torch once: its memory is shared and they start at once.
+
+    The server has used neither torch nor CUDA when it forks, so this is as safe as spawning. Where there is no fork
+    server (Windows), workers are spawned.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # Constructing a torch optimizer imports torch._dynamo (150 MB): once in the server, not once in every worker.
+    training = ["torch._dynamo", "defenses.trainer"] if long else []
+    context.set_forkserver_preload(["torch", "robustbench_ext.engine", *training])
+    return context
+
+
+def make_executor(name: str, jobs: int, workers: int | None = None, long: bool = False) -> Executor:
+    """An executor by name: `serial`, `local` (one process per core), or `auto` (local where it helps).
 
     Args:
         jobs: how many jobs there are; more workers than jobs are never started.
+        long: whether the jobs are long (training); a few short ones are not worth starting processes for.
         workers: processes of `local`; the number of usable cores by default.
     """
     if name not in EXECUTORS:
         raise ConfigError(unknown_name("executor", name, EXECUTORS))
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(workers or usable, jobs)
-    if name == "serial" or (name == "auto" and (count < 2 or jobs < 4)):
+    if name == "serial" or (name == "auto" and (usable < 2 or (jobs < 4 and not long))):
         return SerialExecutor()
-    return ProcessPoolExecutor(max(1, count), multiprocessing.get_context("spawn"), initializer=_one_thread)
+    return ProcessPoolExecutor(max(1, count), _start_method(long), initializer=_worker)
 
 
 def run_jobs(
     jobs: Sequence[Job],
     work: Callable[[Any], Any],
     executor: Executor,
-    on_done: Callable[[Job, Any], None],
+    on_done: Callable[[Job, Any], Failure | None],
     on_failed: Callable[[Job, Failure], None],
     on_tick: Callable[[list[Job]], None] = lambda running: None,
 ) -> list[Failure]:
     """Run all jobs, each after those that it needs; returns the failures, in the order in which they came.
 
-    `on_tick` is called about once a second with the jobs in flight, for progress.
+    `on_done` may answer with a failure: then the job counts as failed after all. `on_tick` is called about once a
+    second with the jobs in flight, for progress.
 
     A job that raises is a failure, and so is every job that needs it; the rest goes on. A worker that dies (killed,
     out of memory) ends the run with a message; what was computed is on disk.
@@ -118,7 +152,7 @@ def run_jobs(
                 broken = [name for name in job.after if name in failed]
                 if broken:
                     del waiting[job.id]
-                    fail(job, Failure(job.id, f"not started: it needs '{broken[0]}', which failed"))
+                    fail(job, Failure(job.title, f"{NOT_STARTED}: it needs '{failed[broken[0]].job}', which failed"))
                 elif all(name in done or name not in known for name in job.after):
                     del waiting[job.id]
                     running[executor.submit(work, job.payload)] = job
@@ -131,14 +165,20 @@ def run_jobs(
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     raise RobustBenchExtError(
-                        "a worker process died (killed, or out of memory). Everything computed so far is on disk: run the "
-                        "same command again to go on, with --executor serial or a smaller batch_size if memory is short."
+                        f"a worker process died (killed, out of memory, or the model ended it) during one of: "
+                        f"{'; '.join(j.title for j in [job, *running.values()])}. Everything computed so far is on disk: run "
+                        f"the same command again to go on, with --executor serial or a smaller batch_size if memory is short."
                     ) from error
                 if error is None:
-                    done.add(job.id)
-                    on_done(job, future.result())
+                    refusal = on_done(job, future.result())
+                    if refusal is None:
+                        done.add(job.id)
+                    else:
+                        fail(job, refusal)
                 else:
-                    fail(job, Failure(job.id, f"{type(error).__name__}: {error}", _traceback(error)))
+                    # A WorkError brings its message and the text of its traceback; anything else is the executor's own.
+                    message = str(error.args[0]) if len(error.args) == 2 else f"{type(error).__name__}: {error}"
+                    fail(job, Failure(job.title, message, _traceback(error)))
     except BaseException:
         for future in running:
             future.cancel()
@@ -148,6 +188,8 @@ def run_jobs(
 
 
 def _traceback(error: BaseException) -> str:
+    if len(error.args) == 2 and isinstance(error.args[1], str):
+        return error.args[1]  # a WorkError brings the text of the traceback from its own process
     import traceback
 
     return "".join(traceback.format_exception(type(error), error, error.__traceback__))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -105,7 +105,7 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
                         backwards=int(columns["backwards"].sum()),
                     )
                 )
-        _worst_cases(out, context, tables, model, done.values())
+        _worst_cases(out, context, tables, model, set(done))
         _gallery(out, tables, model, done)
     return out
 
@@ -159,7 +159,9 @@ def _classifier(out: Measured, context: Context, model: str, condition: Conditio
     _calibration(out, model, condition.label, CLASSIFIER, columns["logits"], columns["label"])
     if attacked:
         moved = columns["norm"][columns["broken"] & (columns["norm"] > 0)].astype(np.float64)
-        estimate = bootstrap_mean(moved) if len(moved) else Estimate.undefined(0, "the attack broke no sample")
+        estimate = Estimate.undefined(len(moved), f"the attack broke {len(moved)} samples, too few for an interval")
+        if len(moved) > 1:
+            estimate = bootstrap_mean(moved)
         out.rows.append(_row(model, condition.label, CLASSIFIER, "mean_norm", estimate))
         members = condition.facts()["members"]
         if len(members) > 1:
@@ -189,7 +191,9 @@ def _detectors(out: Measured, context: Context, tables: _Tables, model: str, con
         unknown = tables.probe(model, condition.label, probe.label)["score"][chosen]
         metrics = {"auroc": det.auroc(clean, unknown), **det.threshold_metrics(clean, unknown)}
         for metric, estimate in metrics.items():
-            out.rows.append(_row(model, condition.label, probe.label, metric, estimate, against=CLEAN))
+            out.rows.append(
+                _row(model, condition.label, probe.label, metric, estimate, against=CLEAN, n_unknown=len(unknown))
+            )
         if not len(unknown):
             continue
         fpr, tpr = det.roc_curve(clean, unknown)
@@ -223,20 +227,28 @@ def _histogram(clean: np.ndarray, unknown: np.ndarray) -> dict[str, list[float]]
     }
 
 
-def _worst_cases(out: Measured, context: Context, tables: _Tables, model: str, conditions: Iterable[Condition]) -> None:
-    """For each norm and budget: correct clean and under every attack of that norm with at most that budget."""
+def _worst_cases(out: Measured, context: Context, tables: _Tables, model: str, done: set[str]) -> None:
+    """For each norm and budget: correct clean and under every attack of that norm with at most that budget.
+
+    Undefined where one of these attacks could not be computed: a worst case over fewer attacks looks better than it is.
+    """
     attacks: dict[str, list[tuple[float, Condition]]] = {}
-    for condition in conditions:
+    for condition in context.conditions.values():
         facts = condition.facts()
         if condition.kind == "attack" and facts["eps"] is not None:
             attacks.setdefault(facts["norm"], []).append((facts["eps"], condition))
     for norm, found in sorted(attacks.items()):
         for eps in sorted({e for e, _ in found}):
             members = [c.label for e, c in found if e <= eps]
-            verdicts = [correct(tables.observations(model, label)) for label in (CLEAN, *members)]
             label = f"worst case {norm} {format_number(eps)}"
-            y = tables.observations(model, CLEAN)["label"]
-            _accuracies(out, context, model, label, "robust_accuracy", cls.worst_case(verdicts), y)
+            missing = [member for member in members if member not in done]
+            if missing:
+                undefined = Estimate.undefined(0, f"could not be computed: {', '.join(missing)}")
+                out.rows.append(_row(model, label, CLASSIFIER, "robust_accuracy", undefined))
+            else:
+                verdicts = [correct(tables.observations(model, name)) for name in (CLEAN, *members)]
+                y = tables.observations(model, CLEAN)["label"]
+                _accuracies(out, context, model, label, "robust_accuracy", cls.worst_case(verdicts), y)
             entry = {"label": label, "kind": "worst-case", "norm": norm, "eps": eps, "over": members}
             if entry not in out.worst_cases:
                 out.worst_cases.append(entry)
@@ -272,7 +284,7 @@ def _png(image: np.ndarray) -> str:
     """(C, H, W) uint8 as a data URI."""
     from PIL import Image
 
-    picture = Image.fromarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0))
+    picture = Image.fromarray(image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0])
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

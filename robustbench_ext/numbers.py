@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
@@ -32,6 +33,25 @@ def parse_number(value: Any, what: str = "number") -> float:
     if not math.isfinite(number):
         raise ConfigError(f"{what}: got {value!r}, expected a finite number")
     return number
+
+
+def read_numbers(instance: Any, what: str) -> None:
+    """Read every number of a frozen dataclass as people write them: a YAML `steps: 1e2` is the string "1e2".
+
+    Raises:
+        ConfigError: a field annotated as int or float holds something else, or an int field a fraction.
+    """
+    for spec in fields(instance):
+        value, kind = getattr(instance, spec.name), str(spec.type)
+        if value is None and "None" in kind:
+            continue
+        if kind.startswith(("float", "int")) and value != math.inf:
+            number: float | int = parse_number(value, f"{what}: {spec.name}")
+            if kind.startswith("int"):
+                if number != int(number):
+                    raise ConfigError(f"{what}: {spec.name} = {value!r}, expected a whole number")
+                number = int(number)
+            object.__setattr__(instance, spec.name, number)
 
 
 def format_number(value: float) -> str:

@@ -5,12 +5,14 @@ Each check is pass, doubt or fail, with the evidence and a hint. A failed check 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from scipy.special import bdtrc
 from torch import Tensor, nn
 
 from robustbench_ext.attacks.pgd import PGD
@@ -23,9 +25,10 @@ from robustbench_ext.models.contract import (
     frozen_eval,
     looks_like_probabilities,
 )
+from robustbench_ext.models.wrap import Normalized
 
 Status = Literal["pass", "doubt", "fail"]
-PREFLIGHT_VERSION = 1
+PREFLIGHT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ def preflight(model: nn.Module, split: Split, n: int = 64, seed: int = 0) -> lis
             checks.append(check())
         except RobustBenchExtError as error:
             checks.append(Check(name, "fail", str(error), hint))
-        except Exception as error:  # the model is foreign code: whatever it raises is a finding, not a crash
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # the model is foreign code: whatever it raises is a finding, not a crash
             checks.append(Check(name, "fail", f"the model raised {type(error).__name__}: {error}", hint))
         return checks[-1].status != "fail"
 
@@ -59,7 +65,10 @@ def preflight(model: nn.Module, split: Split, n: int = 64, seed: int = 0) -> lis
         return checks
     checks.append(_mode(model))
     with frozen_eval(model):
-        if not attempt("forward pass", "The model must accept (N, C, H, W) in [0, 1].", lambda: _forward(model, x)):
+        shapes = "The model must accept (N, C, H, W) in [0, 1]."
+        if not attempt("in-place changes", shapes, lambda: _in_place(model, x)):
+            return checks
+        if not attempt("forward pass", shapes, lambda: _forward(model, x)):
             return checks
         with torch.no_grad():
             logits = check_logits(model(x), len(x))
@@ -69,10 +78,20 @@ def preflight(model: nn.Module, split: Split, n: int = 64, seed: int = 0) -> lis
         attempt("determinism", "", lambda: _determinism(model, x, logits))
         attempt("batch independence", "", lambda: _batches(model, x, logits))
         attempt("accuracy", "", lambda: _accuracy(logits, y))
+        attempt("normalisation", "", lambda: _normalisation(model, x, y, logits))
         attempt("gradients", "", lambda: _gradients(model, x, y))
     if checks and not any(c.name == "logits" and c.status == "fail" for c in checks):
         attempt("eps = 0", "", lambda: _identity(model, x, y, split.ids[:n], seed))
     return checks
+
+
+# Without these the rest would be nonsense, or every attack would raise: such a model is not evaluated at all.
+_REFUSE = ("input range", "forward pass", "labels", "logits", "in-place changes")
+
+
+def refused(checks: list[Check]) -> bool:
+    """Whether a check failed that makes evaluating the model pointless."""
+    return any(check.status == "fail" and check.name in _REFUSE for check in checks)
 
 
 def verdict(checks: list[Check]) -> Status:
@@ -105,6 +124,72 @@ def _forward(model: nn.Module, x: Tensor) -> Check:
     with torch.no_grad():
         logits = check_logits(model(x), len(x))
     return Check("forward pass", "pass", f"finite outputs, {logits.shape[1]} classes")
+
+
+def _in_place(model: nn.Module, x: Tensor) -> Check:
+    given = x.clone()
+    with torch.no_grad():
+        model(given)  # the first pass: a model that cannot take the input at all says so here
+    if not torch.equal(given, x):
+        return Check(
+            "in-place changes",
+            "fail",
+            "the model changes its input in place",
+            "Attacks would judge other inputs than they return. Work on a copy: x = x.clamp(0, 1) instead of x.clamp_(0, 1).",
+        )
+    return Check("in-place changes", "pass", "the input is left as it is")
+
+
+_USUAL = {  # normalisations that people train with
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "MNIST": ((0.1307,), (0.3081,)),
+    "Fashion-MNIST": ((0.2860,), (0.3530,)),
+    "mean 0.5, std 0.5": ((0.5,), (0.5,)),
+}
+
+
+def _normalisation(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Check:
+    """Compare with other normalisations, and look for two of them."""
+    channels = x.shape[1]
+    own = x.mean(dim=(0, 2, 3)), x.std(dim=(0, 2, 3)).clamp_min(1e-3)
+    candidates: dict[str, Tensor] = {
+        "these inputs' own mean and std": (x - own[0].view(1, -1, 1, 1)) / own[1].view(1, -1, 1, 1)
+    }
+    for name, (mean, std) in _USUAL.items():
+        if len(mean) in (1, channels):
+            m, s = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
+            candidates[name] = (x - m) / s
+    inner = model
+    if isinstance(model, Normalized):
+        inner = model.inner
+        candidates = {"none (mean= and std= left out)": x}
+        layers = [
+            type(m).__name__
+            for m in inner.modules()
+            if re.fullmatch(r"Normali[sz](e|ed|er|ation)\w*", type(m).__name__)
+        ]
+        if layers:
+            return Check(
+                "normalisation",
+                "doubt",
+                f"mean and std were given, and the model has a layer {layers[0]} of its own: normalised twice?",
+                "If the model normalises its inputs itself, leave out mean= and std=.",
+            )
+    right = logits.argmax(1) == y
+    for name, changed in candidates.items():
+        with torch.no_grad():
+            other = check_logits(inner(changed), len(x)).argmax(1) == y
+        gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
+        # McNemar's exact test, one-sided, at a level that allows for all candidates.
+        if gained > lost and bdtrc(gained - 1, gained + lost, 0.5) < 0.01 / len(candidates):
+            return Check(
+                "normalisation",
+                "doubt",
+                f"with the normalisation '{name}', {int(other.sum())} of {len(y)} samples are correct, not {int(right.sum())}",
+                "Check the mean and std that the model was trained with: wrap(model, mean=, std=), or --mean and --std.",
+            )
+    return Check("normalisation", "pass", f"no other of {len(candidates)} normalisations does better")
 
 
 def _labels(y: Tensor, logits: Tensor) -> Check:
@@ -227,4 +312,4 @@ def _identity(model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int
     return Check("eps = 0", "pass", "an attack of budget 0 is the identity")
 
 
-__all__ = ["PREFLIGHT_VERSION", "Check", "Status", "preflight", "verdict"]
+__all__ = ["PREFLIGHT_VERSION", "Check", "Status", "preflight", "refused", "verdict"]

@@ -42,7 +42,7 @@ class RecordStore:
             meta = json.loads(note.read_text())
             if meta["bytes"] != stat.st_size or meta["sha256"] != _digest(columns):
                 return False
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
         self._verified[key] = stamp
         return True

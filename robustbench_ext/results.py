@@ -30,6 +30,7 @@ class Row(_Part):
         against: the condition that a detection metric compares with; null otherwise.
         value, ci_low, ci_high: null where undefined, then `reason` says why.
         n: samples behind the value.
+        n_unknown: of them unknown or attacked inputs, for detection metrics; AUPR depends on this share.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Row(_Part):
     n: int
     group: str | None = None
     against: str | None = None
+    n_unknown: int | None = None
     reason: str = ""
 
 

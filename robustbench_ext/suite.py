@@ -150,6 +150,10 @@ def load_suite(
             raise ConfigError(f"{known} A path to a YAML file will do too.")
         content, what = read_yaml(file), str(source)
         content.setdefault("name", file.stem)
+    if models or data is not None:
+        # The suite's own title and description are about its own models and data.
+        content["title"] = f"{content.get('title') or content['name']}, on {data or content.get('data')}"
+        content["description"] = ""
     if models:
         content["models"] = [_model_entry(spec, mean, std) for spec in models]
     if data is not None:
@@ -168,7 +172,9 @@ def validate_suite(content: Mapping[str, Any], what: str = "suite") -> Suite:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    found = error.errors()
+    # A misspelt key shows up as an unknown one and a missing one; the first says more.
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         owner: type[_Strict] = Suite
@@ -183,8 +189,15 @@ def _explain(error: ValidationError) -> str:
 def _model_entry(spec: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, Any]:
     name, equals, rest = spec.partition("=")
     if not equals or "/" in name or ":" in name:
-        name, rest = Path(spec.partition("+")[0].strip()).name, spec
+        name, rest = _default_name(spec), spec
     return {"name": name, "spec": rest, "mean": mean, "std": std}
+
+
+def _default_name(spec: str) -> str:
+    """`net.py:build` and `pkg.nets:build` are called build, a checkpoint folder by its last part."""
+    first = spec.partition("+")[0].strip()
+    source, _, attribute = first.rpartition(":")
+    return attribute if source and source != "torchvision" else first if source else Path(first).name
 
 
 def _set(content: dict[str, Any], setting: str) -> None:

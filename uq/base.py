@@ -58,6 +58,10 @@ class Estimator(ABC):
             raise NotFittedError(f"{self.name}: call fit_observations(calibration) before calibrate(...)")
         return self._calibrate(seen)
 
+    def warnings(self) -> list[str]:
+        """What a reader should know of this fit, such as a parameter at its limit."""
+        return []
+
     def summary(self) -> dict[str, float]:
         """Fitted numbers worth a line in a report."""
         return {}

@@ -52,5 +52,14 @@ class TemperatureScaling(Estimator):
     def _calibrate(self, seen: Observations) -> Tensor:
         return seen.logits.double() / self.temperature
 
+    def warnings(self) -> list[str]:
+        if self.temperature <= 1 / _LIMIT:
+            return [
+                "every calibration sample is classified correctly, so the temperature is at its lower limit and means nothing"
+            ]
+        if self.temperature >= _LIMIT:
+            return ["the temperature is at its upper limit: the calibration logits say nothing of the labels"]
+        return []
+
     def summary(self) -> dict[str, float]:
         return {"temperature": self.temperature}

@@ -143,8 +143,8 @@ def write(out: Path, rows: list[dict[str, object]], verdicts: dict[str, list[obj
         low, high = r["ci_ours"]  # type: ignore[misc]
         lines.append(
             f"| {r['case']}, {r['norm']} {r['eps']} | {r['attack']} | {r['n']} "
-            f"| {r['robust_ours']:.3f} [{low:.3f}, {high:.3f}] | {r['robust_reference']:.3f} | {r['only_reference_breaks']} | {r['only_ours_breaks']} | {r['seconds_ours']:.1f} "
-            f"| {r['seconds_reference']:.1f} | {r['speedup']:.2f} |"
+            f"| {r['robust_ours']:.3f} [{low:.3f}, {high:.3f}] | {r['robust_reference']:.3f} | {r['only_reference_breaks']} "
+            f"| {r['only_ours_breaks']} | {r['seconds_ours']:.1f} | {r['seconds_reference']:.1f} | {r['speedup']:.2f} |"
         )
     (out / "results.md").write_text("\n".join(lines) + "\n")
 

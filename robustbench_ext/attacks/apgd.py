@@ -42,7 +42,8 @@ class APGD(Attack):
         steps: iterations of one run (100 in the standard ensemble).
         restarts: runs from different random points of the sphere.
         rho: a step size is halved when at most this share of a period's iterations raised the loss.
-    Cost: steps + 1 forward and `steps` backward passes a run, for a sample that is not broken.
+    Cost: steps + 1 forward and `steps` backward passes a run, for a sample that is not broken, beside the clean
+    pass that is shared; with stop="never" one backward pass more.
     """
 
     steps: int = 100

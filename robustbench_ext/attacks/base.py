@@ -28,7 +28,7 @@ from robustbench_ext.models.contract import (
     frozen_eval,
     refuse_probabilities,
 )
-from robustbench_ext.numbers import parse_number
+from robustbench_ext.numbers import read_numbers
 from robustbench_ext.randomness import SampleRandom, sample_keys
 
 
@@ -67,8 +67,9 @@ class Attack(ABC):
         eps: budget, in units of [0, 1] pixels; a string such as "8/255" will do.
         norm: "Linf" or "L2".
         stop: "broken" (default): a sample leaves at its first misclassified input, which is what robust accuracy
-            needs. "never": go on to the end and return the input of highest cross-entropy, which is what calibration,
-            energies and detection under a full-strength attack need.
+            needs. "never": go on to the end and return the input of highest cross-entropy among the misclassified ones
+            (or among all, where none is), which is what calibration, energies and detection under a full-strength attack
+            need. Samples that are misclassified clean are never attacked: they count as broken as they are.
     """
 
     eps: float
@@ -80,10 +81,11 @@ class Attack(ABC):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     access: ClassVar[str] = "white"
     stochastic: ClassVar[bool] = False
+    per_sample_draws: ClassVar[bool] = True  # False: random draws depend on the composition of the batch
     reference: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", parse_number(self.eps, f"{self.name}: eps"))
+        read_numbers(self, self.name)
         if self.norm not in self.norms:
             raise ConfigError(
                 f"{self.name}: norm '{self.norm}' is not supported; expected one of {', '.join(self.norms)}"
@@ -128,6 +130,8 @@ class Attack(ABC):
             ThreatModelError: the attack left its threat model.
         """
         check_images(x)
+        if len(y) != len(x):
+            raise DataError(f"{len(y)} labels for {len(x)} inputs, expected one each")
         if ids is not None and len(ids) != len(x):
             raise DataError(f"{len(ids)} ids for {len(x)} inputs, expected one each")
         device = next((p.device for p in model.parameters()), x.device)
@@ -138,7 +142,9 @@ class Attack(ABC):
             paid = clean_logits is not None
             if clean_logits is None:
                 with torch.no_grad():
-                    parts = [x[start : start + batch_size].to(device) for start in range(0, len(x), batch_size)]
+                    parts = [
+                        x[start : start + batch_size].to(device, copy=True) for start in range(0, len(x), batch_size)
+                    ]
                     clean_logits = torch.cat([check_logits(model(part), len(part)) for part in parts])
             clean_logits = check_logits(clean_logits.to(device), len(x))
             check_labels(y, clean_logits.shape[1], len(x))

@@ -16,10 +16,14 @@ class FGSM(Attack):
 
     Args:
         loss: "ce" or "margin".
-    Cost: 2 forward and 1 backward passes a sample.
+    Cost: 2 forward and 1 backward passes a sample, beside the clean pass that is shared.
     """
 
     loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        get_loss(self.loss)
 
     name: ClassVar[str] = "fgsm"
     reference: ClassVar[str] = "arXiv 1412.6572"

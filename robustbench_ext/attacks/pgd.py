@@ -9,7 +9,6 @@ from robustbench_ext.attacks.base import Attack
 from robustbench_ext.attacks.losses import get_loss
 from robustbench_ext.attacks.search import Search
 from robustbench_ext.errors import ConfigError
-from robustbench_ext.numbers import parse_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,8 @@ class PGD(Attack):
         restarts: runs from different random points, each on the samples that still stand.
         random_start: start at a random point of the threat model; otherwise at x (then more restarts change nothing).
         loss: "ce" or "margin".
-    Cost: (steps + 1) forward and `steps` backward passes a restart, for a sample that is not broken.
+    Cost: (steps + 1) forward and `steps` backward passes a restart, for a sample that is not broken, beside the
+    clean pass that is shared.
     """
 
     steps: int = 20
@@ -37,8 +37,6 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step_size is not None:
-            object.__setattr__(self, "step_size", parse_number(self.step_size, "pgd: step_size"))
         if self.steps < 1 or self.restarts < 1:
             raise ConfigError(f"pgd: steps = {self.steps}, restarts = {self.restarts}; expected at least 1 of each")
         get_loss(self.loss)

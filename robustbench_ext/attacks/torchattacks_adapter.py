@@ -25,7 +25,10 @@ from robustbench_ext.errors import ConfigError, MissingExtraError, unknown_name
 from robustbench_ext.models.contract import check_logits
 
 INSTALL = "pip install --no-deps torchattacks"
-_L2 = {"CW", "DeepFool", "PGDL2", "PGDRSL2", "SparseFool"}
+# The norm in which each attack measures its perturbation, where that is not Linf or the user's choice.
+_L2 = {"CW", "DeepFool", "EADEN", "EADL1", "PGDL2", "PGDRSL2", "SparseFool"}
+_CHOICE = {"APGD", "APGDT", "AutoAttack", "FAB", "Square"}
+_FEW_PIXELS = {"JSMA", "OnePixel", "Pixle"}  # bound the number of changed pixels; neither norm is theirs
 _NOT_ATTACKS = {"MultiAttack", "VANILA", "LGV"}  # combinations and training recipes: they take more than a model
 
 
@@ -97,11 +100,25 @@ class TorchAttacks(Attack):
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     access: ClassVar[str] = "various"
     stochastic: ClassVar[bool] = True
+    per_sample_draws: ClassVar[bool] = False
     reference: ClassVar[str] = "arXiv 2010.01950"
 
     def __post_init__(self) -> None:
+        own = "L2" if self.attack in _L2 else "Linf"
         if self.norm == "auto":
-            object.__setattr__(self, "norm", "L2" if self.attack in _L2 else "Linf")
+            object.__setattr__(self, "norm", own)
+        if self.norm != own and self.attack not in _CHOICE | _FEW_PIXELS:
+            raise ConfigError(
+                f"torchattacks:{self.attack} measures its perturbation in {own}, not {self.norm}: with another norm nearly all "
+                f"that it finds would lie outside the ball. Use norm: {own}, or another attack."
+            )
+        if self.attack in _FEW_PIXELS and self.eps != float("inf"):
+            raise ConfigError(
+                f"torchattacks:{self.attack} changes few pixels by any amount, so no {self.norm} budget is its own. Leave out "
+                f"eps, and bound the number of pixels in options."
+            )
+        if available():
+            self._class()
         if self.eps == float("inf"):
             self.threat()
         else:
@@ -119,7 +136,8 @@ class TorchAttacks(Attack):
             values["torchattacks"] = None
         return values
 
-    def _make(self, model: nn.Module) -> Any:
+    def _class(self) -> Any:
+        """The attack's class; a name or an option that does not exist is an error, before anything runs."""
         try:
             import torchattacks
         except ImportError as error:
@@ -128,10 +146,15 @@ class TorchAttacks(Attack):
             raise ConfigError(unknown_name("torchattacks attack", self.attack, available()))
         cls = getattr(torchattacks, self.attack)
         known = inspect.signature(cls).parameters
-        options = dict(self.options)
-        for option in options:
+        for option in self.options:
             if option not in known:
                 raise ConfigError(f"torchattacks:{self.attack}: " + unknown_name("option", option, known))
+        return cls
+
+    def _make(self, model: nn.Module) -> Any:
+        cls = self._class()
+        known = inspect.signature(cls).parameters
+        options = dict(self.options)
         if "eps" in known and self.eps != float("inf"):
             options["eps"] = self.eps
         if "norm" in known:
@@ -148,8 +171,9 @@ class TorchAttacks(Attack):
         search.forwards[search.index] += round(model.forwards / n)
         search.backwards[search.index] += round(model.backwards / n)
         found = torch.nan_to_num(found.detach().float(), nan=-1.0)
-        inside = (flat_norm(found - search.x, self.norm) <= self.eps + 1e-6) & (
-            (found >= -1e-6) & (found <= 1 + 1e-6)
-        ).flatten(1).all(1)
+        # What misses the ball by rounding is projected; what misses it by more does not count.
+        length = flat_norm(found - search.x, self.norm)
+        in_box = ((found >= -1e-6) & (found <= 1 + 1e-6)).flatten(1).all(1)
+        inside = (length <= self.eps * (1 + 1e-4) + 1e-6) & in_box
         found = torch.where(per_sample(inside, found), search.threat.project(found, search.x), search.x)
         search.submit(found, search.logits(found))

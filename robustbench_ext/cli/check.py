@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 from robustbench_ext.cli.console import CHECK_FAILED, numbers
+from robustbench_ext.errors import ConfigError
 
 MARKS = {"pass": "ok   ", "doubt": "DOUBT", "fail": "FAIL "}
 
@@ -28,6 +29,11 @@ def check(
     from robustbench_ext.models import load_model
     from robustbench_ext.preflight import preflight, verdict
 
+    name, equals, rest = model.partition("=")
+    if equals and "/" not in name and ":" not in name:
+        model = rest  # NAME=SPEC, as `rbx run` takes it
+    if (mean is None) != (std is None):
+        raise ConfigError("--mean and --std go together: give both, or neither")
     dataset = load_dataset(data)
     loaded = load_model(
         model,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from robustbench_ext.cli.console import CHECK_FAILED, PARTIAL, numbers, paragraph, percent, say
+from robustbench_ext.cli.console import CHECK_FAILED, INTERRUPTED, PARTIAL, numbers, paragraph, percent, say
+from robustbench_ext.errors import ConfigError
 
 if TYPE_CHECKING:
     from robustbench_ext.engine import RunSummary
@@ -43,25 +44,35 @@ def run(
     from robustbench_ext.engine import Progress, run_suite
     from robustbench_ext.suite import load_suite
 
+    if (mean or std) and not model:
+        raise ConfigError(
+            "--mean and --std belong to --model; in a suite, write mean: and std: beside the model's spec"
+        )
     loaded = load_suite(
         suite, models=model, data=data, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), settings=set_
     )
     folder = out or Path("runs") / loaded.name
-    say(f"suite {loaded.name}: {len(loaded.models)} models on {loaded.data}, into {folder}")
     lines = _Lines()
     progress = Progress(line=lines.cell, epoch=lines.epoch, running=lines.running, message=lines.message)
     try:
         summary = run_suite(loaded, folder, executor=executor, workers=workers, progress=progress)
+    except KeyboardInterrupt:
+        lines.clear()
+        paragraph("interrupted. What was computed is kept: run the same command again to go on.")
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         lines.clear()
-    if summary.computed == summary.trained == 0 and not summary.failures:
+    idle = summary.computed == summary.trained == 0 and not summary.failures
+    if idle:
         say(f"nothing to compute: all {summary.reused} cells were there already")
     else:
         say(
             f"trained {summary.trained}, computed {summary.computed}, reused {summary.reused} in {summary.seconds:.0f} s"
         )
-    say("writing the report")
-    written = write_reports(folder)
+    written = {"html": folder / "report.html", "markdown": folder / "report.md"}
+    if not (idle and all(file.is_file() for file in written.values())):
+        say("writing the report")
+        written = write_reports(folder)
     _print_summary(summary)
     for finding in summary.results.preflight:
         if finding.status != "pass":
@@ -110,7 +121,7 @@ class _Lines:
         if facts.get("correct") is not None:
             result = percent(facts["correct"] / facts["n"])
         elif "clean_accuracy" in facts:
-            result = f"{100 * facts['clean_accuracy']:.0f}/{100 * facts['robust_accuracy']:.0f} %"
+            result = f"{facts['epochs']} epochs"
         else:
             result = str(facts.get("status", ""))
         say(f"{head} {result:>8} {facts['seconds']:7.1f} s")
@@ -127,8 +138,9 @@ class _Lines:
         """Jobs in flight."""
         if not self._live:
             return
-        names = [self._training(j.partition(" · ")[0]) if j.endswith("· train") else j for j in jobs]
-        text = ("… " + "; ".join(names))[:78] if names else ""
+        names = [self._training(j.partition(" · ")[0]) if j.endswith("· training") else j for j in jobs]
+        more = f" (+{len(names) - 2} more)" if len(names) > 2 else ""
+        text = (f"… {'; '.join(names[:2])}"[: 78 - len(more)] + more) if names else ""
         if text != self._shown:
             self.clear()
             print(text, end="\r", file=sys.stderr, flush=True)
@@ -156,7 +168,7 @@ def _print_summary(summary: RunSummary) -> None:
     # Axes down, models across: a column of "96.8 [95.5, 97.7]" for three models fits 80 characters.
     for start in range(0, len(content.rows), 3):
         some = content.rows[start : start + 3]
-        title = f"{summary.results.suite['title']}, 95 % intervals, n = {summary.results.suite['n']}"
+        title = f"{summary.results.suite['title']}: percent, 95 % intervals, n = {summary.results.suite['n']}"
         table = Table(title=title, title_justify="left")
         table.add_column("")
         for name, _ in some:

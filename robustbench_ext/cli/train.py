@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from robustbench_ext.cli.console import numbers, say, settings
+from robustbench_ext.cli.console import INTERRUPTED, numbers, say, settings
 
 
 def train(
@@ -80,9 +80,13 @@ def train(
                 highlight=False,
             )
 
-        run_training(
-            build(cls, defense, given["defense"]), architecture, dataset, recipe, out, seed, on_epoch, on_batch
-        )
+        objective = build(cls, defense, given["defense"])
+        try:
+            run_training(objective, architecture, dataset, recipe, out, seed, on_epoch, on_batch)
+        except KeyboardInterrupt:
+            progress.stop()
+            say(f"interrupted. Finished epochs are kept in {out}: run the same command again to go on.")
+            raise typer.Exit(INTERRUPTED) from None
     import json
 
     described = json.loads((out / "model.json").read_text())

@@ -65,7 +65,8 @@ class ArraySplit(Split):
             raise DataError(f"{len(self._x)} inputs, {len(self.labels)} labels and {len(self.ids)} ids do not match")
 
     def images(self, index: np.ndarray | slice) -> Tensor:
-        return self._x[torch.from_numpy(index) if isinstance(index, np.ndarray) else index]
+        # A copy, always: a model that works in place must not change the data for the next one.
+        return self._x[index].clone() if isinstance(index, slice) else self._x[torch.from_numpy(index)]
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -111,6 +112,14 @@ class Dataset:
     task: str = field(default="classification")
 
     def __post_init__(self) -> None:
+        if len(set(self.classes)) < len(self.classes):
+            raise DataError(f"{self.name}: class names must differ, got {', '.join(self.classes)}")
+        for name, split in self.splits.items():
+            if not len(split):
+                raise DataError(
+                    f"{self.name}: the {name} split is empty. Give more samples (a class needs at least 3 for three splits), "
+                    f"or name the splits yourself."
+                )
         for name, split in self.splits.items():
             labels = split.labels
             if len(labels) and (labels.min() < 0 or labels.max() >= len(self.classes)):
@@ -157,6 +166,8 @@ def stratified_order(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
 def split_dataset(x: np.ndarray | Tensor, labels: np.ndarray, ids: Sequence[str]) -> dict[str, Split]:
     """Cut one array into train (60 %), calibration (20 %) and test (20 %): disjoint, stratified, fixed by the ids."""
     labels, names = np.asarray(labels, dtype=np.int64), np.asarray(ids, dtype=np.str_)
+    if not len(x) == len(labels) == len(names):
+        raise DataError(f"{len(x)} inputs, {len(labels)} labels and {len(names)} ids do not match")
     x = torch.as_tensor(x, dtype=torch.float32)
     parts: dict[str, list[int]] = {name: [] for name in SPLITS}
     for label in np.unique(labels):

@@ -32,6 +32,10 @@ def _as_images(x: np.ndarray, what: str) -> np.ndarray:
         raise DataError(f"{what}: images have shape {x.shape}, expected (N, H, W), (N, C, H, W) or (N, H, W, C)")
     if x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         x = x.transpose(0, 3, 1, 2)
+    if x.shape[1] not in (1, 3):
+        raise DataError(f"{what}: images have shape {x.shape}, expected one or three channels (drop an alpha channel)")
+    if not len(x):
+        raise DataError(f"{what}: there are no images")
     if x.dtype == np.uint8:
         return (x / 255.0).astype(np.float32)
     if not np.issubdtype(x.dtype, np.floating):
@@ -46,7 +50,13 @@ def _as_images(x: np.ndarray, what: str) -> np.ndarray:
 
 
 def _as_labels(y: np.ndarray, what: str) -> np.ndarray:
-    y = np.asarray(y).reshape(-1)
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise DataError(f"{what}: labels have shape {y.shape}, expected (N,). From one-hot rows, use y.argmax(axis=1).")
+    if len(y) and y.dtype.kind in "iuf" and y.min() < 0:
+        raise DataError(f"{what}: labels start at {y.min()}, expected 0..K-1. Renumber them from 0.")
     if not np.issubdtype(y.dtype, np.integer):
         if np.issubdtype(y.dtype, np.floating) and np.array_equal(y, np.round(y)):
             return y.astype(np.int64)
@@ -141,8 +151,13 @@ class FolderSplit(Split):
 
         try:
             with Image.open(file) as image:
-                mode = "L" if image.mode in {"1", "L", "I", "I;16", "F"} else "RGB"
-                array = np.asarray(image.convert(mode), dtype=np.float32) / 255.0
+                if image.mode.startswith("I;16"):
+                    array = np.asarray(image, dtype=np.float32) / 65535.0
+                elif image.mode in {"I", "F"}:
+                    raise DataError(f"{file}: mode {image.mode} has no fixed range; convert it to 8 or 16 bits first")
+                else:
+                    mode = "L" if image.mode in {"1", "L"} else "RGB"
+                    array = np.asarray(image.convert(mode), dtype=np.float32) / 255.0
         except (UnidentifiedImageError, OSError) as error:
             raise DataError(f"{file}: cannot be read as an image ({error}). Repair or remove the file.") from error
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

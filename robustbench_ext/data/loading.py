@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
+from pathlib import Path
 
 from robustbench_ext.catalog import DATASETS
 from robustbench_ext.data.base import Dataset
@@ -11,7 +13,6 @@ from robustbench_ext.errors import ConfigError
 _SOURCES = ("npz", "folder", "torchvision")
 
 
-@lru_cache(maxsize=4)
 def load_dataset(spec: str) -> Dataset:
     """Load `digits`, `mnist5k`, `npz:PATH`, `folder:PATH` or `torchvision:NAME`.
 
@@ -19,7 +20,28 @@ def load_dataset(spec: str) -> Dataset:
         ConfigError: the name is unknown or the argument is missing.
         DataError: the data is not there or does not keep the contract.
     """
+    return _load(spec, _stamp(spec))
+
+
+def _stamp(spec: str) -> tuple[object, ...]:
+    """What tells an edited file from the one that was loaded before."""
+    source, _, argument = spec.partition(":")
+    path = Path(argument).expanduser()
+    if source == "npz" and path.is_file():
+        files = [path]
+    elif source == "folder" and path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file())
+    else:
+        return (os.environ.get("RBX_DATA"),)
+    return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+
+
+@lru_cache(maxsize=4)
+def _load(spec: str, stamp: tuple[object, ...]) -> Dataset:
     name, colon, argument = spec.partition(":")
+    if name not in DATASETS and Path(spec).exists():
+        kind = "folder" if Path(spec).is_dir() else "npz"
+        raise ConfigError(f"data '{spec}': a path needs its kind in front, such as {kind}:{spec}")
     loader = DATASETS.load(name)
     if name in _SOURCES:
         if not argument:

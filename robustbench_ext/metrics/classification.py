@@ -27,13 +27,15 @@ def per_class_accuracy(correct: np.ndarray, labels: np.ndarray, num_classes: int
 def worst_class_accuracy(correct: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[Estimate, int]:
     """The lowest class accuracy and its class (the first of equals).
 
-    The interval is that class's Wilson interval at level 1 - (1 - level) / K, so that it holds whichever class is worst.
+    The interval is [min_k low_k, min_k high_k] over the classes' Wilson intervals at level 1 - (1 - level) / K: it holds
+    for the lowest true accuracy, whichever class that is, also where a small class hides it.
     """
     classes = per_class_accuracy(correct, labels, num_classes)
-    worst = min((k for k in range(num_classes) if classes[k].n), key=lambda k: classes[k].value)
-    n = classes[worst].n
+    there = [k for k in range(num_classes) if classes[k].n]
+    worst = min(there, key=lambda k: classes[k].value)
     level = 1 - (1 - LEVEL) / num_classes
-    low, high = wilson(round(classes[worst].value * n), n, level)
+    ends = [wilson(round(classes[k].value * classes[k].n), classes[k].n, level) for k in there]
+    low, high = min(e[0] for e in ends), min(e[1] for e in ends)
     return replace(classes[worst], ci_low=low, ci_high=high, ci_method="Wilson, Bonferroni"), worst
 
 

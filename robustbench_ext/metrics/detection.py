@@ -9,10 +9,9 @@ import math
 
 import numpy as np
 from scipy.special import expit, logit, ndtri
-from scipy.stats import rankdata
 
 from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
-from robustbench_ext.metrics.intervals import REPEATS, resamples
+from robustbench_ext.metrics.intervals import REPEATS, resamples, wilson
 
 TPR = 0.95
 
@@ -28,10 +27,10 @@ def auroc(clean: np.ndarray, unknown: np.ndarray) -> Estimate:
     require("AUROC clean", scores=clean)
     require("AUROC unknown", scores=unknown)
     n0, n1 = len(clean), len(unknown)
-    ranks = rankdata(np.concatenate([clean, unknown]))
+    ranks = _midranks(np.concatenate([clean, unknown]))
     # Placements: for each sample the share of the other group on its right side.
-    placed1 = (ranks[n0:] - rankdata(unknown)) / n0
-    placed0 = 1.0 - (ranks[:n0] - rankdata(clean)) / n1
+    placed1 = (ranks[n0:] - _midranks(unknown)) / n0
+    placed0 = 1.0 - (ranks[:n0] - _midranks(clean)) / n1
     value = float(placed1.mean())
     variance = (placed1.var(ddof=1) / n1 if n1 > 1 else 0.0) + (placed0.var(ddof=1) / n0 if n0 > 1 else 0.0)
     z = -float(ndtri((1 - LEVEL) / 2))
@@ -40,6 +39,12 @@ def auroc(clean: np.ndarray, unknown: np.ndarray) -> Estimate:
     half = z * math.sqrt(variance) / (value * (1 - value))
     centre = float(logit(value))
     return Estimate(value, float(expit(centre - half)), float(expit(centre + half)), "DeLong, logit", n0 + n1)
+
+
+def _midranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1; tied values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
 
 
 def _newcombe(value: float, n0: int, n1: int, z: float) -> tuple[float, float]:
@@ -124,10 +129,20 @@ def threshold_metrics(clean: np.ndarray, unknown: np.ndarray) -> dict[str, Estim
     drawn = np.concatenate([all_three(w0, w1) for w0, w1 in resamples(sizes)], axis=1)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     method = f"bootstrap ({REPEATS})"
-    return {
+    found = {
         name: Estimate(float(point[i]), float(low[i]), float(high[i]), method, sum(sizes))
         for i, name in enumerate(("aupr_out", "aupr_in", "fpr95"))
     }
+    # No resample can show what no sample shows: with few unknown inputs "0 of 10" must not look certain. So the interval
+    # of the FPR also covers Wilson's at the observed threshold, and where nothing varies the others have none.
+    below, above = wilson(round(point[2] * sizes[1]), sizes[1])
+    ends = min(float(low[2]), below), max(float(high[2]), above)
+    found["fpr95"] = Estimate(float(point[2]), *ends, f"{method} or Wilson, the wider", sum(sizes))
+    for i, name in enumerate(("aupr_out", "aupr_in")):
+        if sizes[1] < 2 or low[i] == high[i]:
+            reason = "fewer than two unknown inputs" if sizes[1] < 2 else "perfect separation: no resample differs"
+            found[name] = Estimate(float(point[i]), math.nan, math.nan, "none", sum(sizes), reason)
+    return found
 
 
 def roc_curve(clean: np.ndarray, unknown: np.ndarray, points: int = 101) -> tuple[np.ndarray, np.ndarray]:

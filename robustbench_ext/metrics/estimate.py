@@ -31,6 +31,11 @@ class Estimate:
     reason: str = ""
     level: float = LEVEL
 
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return f"undefined ({self.reason})"
+        return f"{self.value:.4g} [{self.ci_low:.4g}, {self.ci_high:.4g}] ({self.ci_method}, n = {self.n})"
+
     @classmethod
     def undefined(cls, n: int, reason: str) -> Estimate:
         """No value, and why."""
@@ -64,8 +69,8 @@ METRICS: dict[str, MetricInfo] = {
     ),
     "worst_class_accuracy": MetricInfo(
         "worst class",
-        "The lowest accuracy of any class. The minimum of noisy estimates is biased downwards; the interval is the "
-        "class's Wilson interval at a level raised for the number of classes (Bonferroni).",
+        "The lowest accuracy of any class. The minimum of noisy estimates is biased downwards; the interval "
+        "runs over all classes' Wilson intervals at a level raised for their number (Bonferroni).",
         True,
         True,
     ),
@@ -80,8 +85,8 @@ METRICS: dict[str, MetricInfo] = {
     "brier": MetricInfo("Brier", "Mean over samples of sum_k (p_k - 1[y = k])^2, in [0, 2].", False, False),
     "auroc": MetricInfo(
         "AUROC",
-        "Probability that an unknown (or successfully attacked) input scores above a clean test input, ties counted "
-        "half. 0.5 is chance.",
+        "Probability that an unknown (or corrupted, or successfully attacked) input scores above a clean test input, "
+        "ties counted half. 0.5 is chance.",
         True,
         True,
     ),

@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from torch import nn
 
 from robustbench_ext.catalog import MODELS
 from robustbench_ext.errors import ModelError, unknown_name
-from robustbench_ext.fingerprint import KEY_DIGITS
+from robustbench_ext.fingerprint import KEY_DIGITS, canonical_json
 from robustbench_ext.models.wrap import wrap
 
 WEIGHTS_FILE, RECIPE_FILE = "model.safetensors", "model.json"
@@ -86,6 +87,7 @@ def load_model(
         torch.manual_seed(0)  # fresh weights are the same weights every time
         module = MODELS.load(name)(shape[0], num_classes, shape[1], **options)
     elif ":" in name:
+        torch.manual_seed(0)  # a factory that does not seed itself must still give the same weights in every process
         module = _factory(name, options)
     else:
         known = unknown_name("model", name, MODELS.names())
@@ -95,7 +97,12 @@ def load_model(
     if weights is not None:
         _load_safetensors(module, Path(weights))
     module = wrap(module, mean, std).to(device)
-    return LoadedModel(spec, module, fingerprint_module(module), tuple(notes))
+    return LoadedModel(spec, module, fingerprint_module(module, options), tuple(notes))
+
+
+def _module_of(file: Path) -> str:
+    """A module name for a file, new when the file changes, so that an edited factory is read again."""
+    return f"_rbx_{hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:12]}"
 
 
 def _factory(spec: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -105,7 +112,7 @@ def _factory(spec: str, kwargs: Mapping[str, Any]) -> nn.Module:
             file = Path(where).resolve()
             if not file.is_file():
                 raise ModelError(f"model '{spec}': there is no file {file}")
-            name = f"_rbx_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+            name = _module_of(file)
             module_spec = importlib.util.spec_from_file_location(name, file)
             if module_spec is None or module_spec.loader is None:
                 raise ModelError(f"model '{spec}': {file} cannot be imported")
@@ -182,8 +189,10 @@ def _load_safetensors(module: nn.Module, file: Path) -> None:
             f"weights {file}: expected a .safetensors file; pickled weights can run code when they are loaded. Convert "
             f"once: safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'weights.safetensors')"
         )
-    state = load_file(str(file))
-    missing, unexpected = module.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = module.load_state_dict(load_file(str(file)), strict=False)
+    except Exception as error:  # safetensors and torch each have their own ways to say that a file does not fit
+        raise ModelError(f"weights {file} cannot be loaded: {error}") from error
     if missing or unexpected:
         raise ModelError(
             f"weights {file} do not fit: {len(missing)} missing ({', '.join(missing[:3])}...), {len(unexpected)} "
@@ -191,11 +200,12 @@ def _load_safetensors(module: nn.Module, file: Path) -> None:
         )
 
 
-def fingerprint_module(module: nn.Module) -> str:
-    """A key of a module: its parameters' and buffers' bytes, its printed structure and the source of its classes.
+def fingerprint_module(module: nn.Module, extra: Any = None) -> str:
+    """A key of a module: what it computes, as far as its own code decides it.
 
-    Two models of one fingerprint compute the same function, as far as their own code decides it; functions that a
-    class calls from elsewhere are not followed.
+    Covers the bytes of parameters and buffers, the printed structure, plain attributes of every submodule, the whole
+    source files of its classes and their bases (so also constants and helpers beside them), the code of TorchScript
+    modules, hooks and patched methods, and `extra`. Code in other files that a class calls is not followed.
     """
     digest = hashlib.sha256()
     state = module.state_dict()
@@ -205,11 +215,59 @@ def fingerprint_module(module: nn.Module) -> str:
             raw = value.detach().cpu().contiguous()
             digest.update(f"{name}|{raw.dtype}|{tuple(raw.shape)}|".encode())
             digest.update(raw.reshape(-1).view(torch.uint8).numpy().tobytes() if raw.numel() else b"")
-    digest.update(repr(module).encode())
-    classes = {type(m) for m in module.modules() if not type(m).__module__.startswith(("torch.", "torchvision."))}
-    for cls in sorted(classes, key=lambda c: f"{c.__module__}.{c.__qualname__}"):
-        try:
-            digest.update(inspect.getsource(cls).encode())
-        except (OSError, TypeError):
-            digest.update(cls.__qualname__.encode())
+    digest.update(_ADDRESS.sub("", repr(module)).encode())
+    for name, part in module.named_modules():
+        digest.update(f"{name}|{type(part).__qualname__}|{_plain_attributes(part)}".encode())
+        for function in _attached_code(part):
+            digest.update(function)
+    classes = {base for m in module.modules() for base in type(m).__mro__ if _is_foreign(base)}
+    files = {inspect.getsourcefile(cls) for cls in classes if _has_file(cls)}
+    for file in sorted(f for f in files if f is not None):
+        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    digest.update(canonical_json(extra).encode())
     return digest.hexdigest()[:KEY_DIGITS]
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def _is_foreign(cls: type) -> bool:
+    return cls is not object and not cls.__module__.startswith(("torch.", "torchvision.", "typing", "abc"))
+
+
+def _has_file(cls: type) -> bool:
+    try:
+        file = inspect.getsourcefile(cls)
+    except (TypeError, OSError):
+        return False
+    return file is not None and Path(file).is_file()
+
+
+def _plain_attributes(module: nn.Module) -> str:
+    """Numbers, strings and containers of them that a module keeps beside its tensors, such as a `roll` or a `scale`."""
+    plain = (bool, int, float, str, type(None))
+
+    def keep(value: Any) -> bool:
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return all(keep(v) for v in value)
+        return isinstance(value, plain) or (isinstance(value, dict) and all(keep(v) for v in value.values()))
+
+    found = {k: v for k, v in vars(module).items() if k != "training" and not k.startswith("_") and keep(v)}
+    return repr(sorted(found.items()))
+
+
+def _attached_code(module: nn.Module) -> list[bytes]:
+    """Code that belongs to this instance: TorchScript, a patched forward, hooks."""
+    found = []
+    if isinstance(module, torch.jit.ScriptModule):
+        found.append(str(module.code).encode())
+    functions = [v for v in vars(module).values() if callable(v) and not isinstance(v, nn.Module)]
+    for registry in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
+        functions += list(getattr(module, registry, {}).values())
+    for function in functions:
+        code = getattr(function, "__code__", None)
+        constants = repr(code.co_consts).encode() if code is not None else b""
+        found.append(
+            _ADDRESS.sub("", constants.decode()).encode() + (code.co_code if code is not None else b"callable")
+        )
+    return found

@@ -34,71 +34,67 @@ class Observations:
 class Taps:
     """Reads named features of a module in the same pass as its logits.
 
-    A tap is a node name of torchvision's feature extraction (`get_graph_node_names`), a module name, or
-    `penultimate`: the input of the last linear layer. Feature maps (N, F, H, W) are averaged over space; anything
-    else is flattened. Models that torch.fx cannot trace are read with forward hooks, where only module names and
-    `penultimate` exist.
+    A tap is a module name, `penultimate` (the input of the last linear layer that runs), or, for what happens between
+    modules, a node name of torchvision's feature extraction (`get_graph_node_names`). Feature maps (N, F, H, W) are
+    averaged over space; anything else is flattened.
+
+    Module names and `penultimate` are read with forward hooks on the very model that is evaluated. Graph nodes need a
+    copy traced by torch.fx; its logits are compared with the model's own on the first batch, since tracing ignores
+    hooks on the model and patched methods.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.model = model
         self.names = tuple(names)
-        self._extractor: nn.Module | None = None
-        if self.names:
-            self._extractor = self._trace()
+        modules = dict(model.named_modules())
+        self._hooked_names = [n for n in self.names if n == PENULTIMATE or n in modules]
+        self._nodes = [n for n in self.names if n not in self._hooked_names]
+        self._extractor = self._trace() if self._nodes else None
+        self._compared = False
 
-    def _trace(self) -> nn.Module | None:
-        from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
+    def _trace(self) -> nn.Module:
+        from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
         try:
             with frozen_eval(self.model):
-                tracer = NodePathTracer()
-                graph = tracer.trace(self.model)
-                paths: dict[str, str] = {node.name: path for node, path in tracer.node_to_qualname.items()}
-        except Exception:  # torch.fx raises whatever the model's own control flow raises on a proxy
-            return None
-        output = next(node for node in graph.nodes if node.op == "output")
-        if len(output.all_input_nodes) != 1:
-            return None
-        wanted: dict[str, str] = {paths[output.all_input_nodes[0].name]: _LOGITS}
-        for name in self.names:
-            if name == PENULTIMATE:
-                modules = dict(self.model.named_modules())
-                linear = [
-                    n
-                    for n in graph.nodes
-                    if n.op == "call_module" and isinstance(modules.get(str(n.target)), nn.Linear)
-                ]
-                if not linear:
-                    return None
-                source = linear[-1].all_input_nodes[0]
-                if source.op == "placeholder":
-                    raise ModelError(
-                        "the model has no layer before its last linear layer, hence no 'penultimate' features. "
-                        "Leave out detectors that need them, or name a tap."
-                    )
-                wanted[paths[source.name]] = name
-            else:
-                matches = [path for path in paths.values() if path == name or path.startswith(f"{name}.")]
-                if not matches:
-                    raise ModelError(unknown_name("feature tap", name, paths.values()))
-                wanted[matches[-1]] = name
-        if len(wanted) != len(self.names) + 1:
-            return None  # two taps on one node: the extractor's keys would collide, hooks do not
+                _, nodes = get_graph_node_names(self.model)
+        except Exception as error:  # torch.fx raises whatever the model's own control flow raises on a proxy
+            known = unknown_name("feature tap", self._nodes[0], (m for m, _ in self.model.named_modules() if m))
+            raise ModelError(
+                f"{known} Only modules can be named: torch.fx cannot trace this model ({error})."
+            ) from error
+        for name in self._nodes:
+            if name not in nodes:
+                names = [*nodes, *(m for m, _ in self.model.named_modules() if m)]
+                raise ModelError(unknown_name("feature tap", name, names))
+        wanted = {name: name for name in self._nodes} | {nodes[-1]: _LOGITS}
         with frozen_eval(self.model):
             extractor: nn.Module = create_feature_extractor(self.model, return_nodes=wanted)
         return extractor
 
     def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (N, K) and the pooled features (N, d) of one batch, in one forward pass."""
-        if not self.names:
-            return check_logits(self.model(x), len(x)), {}
-        if self._extractor is not None:
+        if self._extractor is None:
+            return self._read(self.model, x)
+        if self._hooked_names:
+            # Hooks of modules fire inside the traced copy as well: it calls the same modules.
+            logits, found = self._read(self._extractor, x)
+        else:
             out = self._extractor.eval()(x)
-            return check_logits(out[_LOGITS], len(x)), {name: pooled(out[name]) for name in self.names}
-        return self._hooked(x)
+            logits, found = out[_LOGITS], {n: pooled(out[n]) for n in self._nodes}
+        logits = check_logits(logits, len(x))
+        if not self._compared:
+            own = check_logits(self.model(x), len(x))
+            if not torch.allclose(own, logits, rtol=1e-3, atol=1e-4):
+                raise ModelError(
+                    f"torch.fx traced a model with other outputs than the one to evaluate, so the taps {self._nodes} cannot "
+                    f"be read (hooks on the model, or a patched forward?). Name modules instead of graph nodes."
+                )
+            self._compared = True
+        return logits, found
 
-    def _hooked(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _read(self, model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One pass of `model` with hooks on the original's modules."""
         caught: dict[str, Tensor] = {}
         modules = dict(self.model.named_modules())
         handles = []
@@ -106,31 +102,30 @@ class Taps:
         def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             caught[PENULTIMATE] = inputs[0]  # the last linear layer to run wins
 
-        for name in self.names:
+        for name in self._hooked_names:
             if name == PENULTIMATE:
-                for module in modules.values():
-                    if isinstance(module, nn.Linear):
-                        handles.append(module.register_forward_pre_hook(keep_input))
-            elif name in modules:
+                linear = (m for m in modules.values() if isinstance(m, nn.Linear))
+                handles += [m.register_forward_pre_hook(keep_input) for m in linear]
+            else:
 
                 def keep_output(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
                     caught[name] = output
 
                 handles.append(modules[name].register_forward_hook(keep_output))
-            else:
-                raise ModelError(unknown_name("feature tap", name, (m for m in modules if m)))
         try:
-            logits = check_logits(self.model(x), len(x))
+            out = model(x)
         finally:
             for handle in handles:
                 handle.remove()
-        missing = [name for name in self.names if name not in caught]
+        logits = check_logits(out[_LOGITS] if isinstance(out, dict) and _LOGITS in out else out, len(x))
+        missing = [name for name in self._hooked_names if name not in caught]
         if missing:
             raise ModelError(
                 f"feature taps {', '.join(missing)} were not reached by a forward pass. 'penultimate' needs a linear "
                 f"last layer; otherwise name a module of the model."
             )
-        return logits, {name: pooled(caught[name]) for name in self.names}
+        found = {name: pooled(caught[name]) for name in self._hooked_names}
+        return logits, found | {n: pooled(out[n]) for n in self._nodes}
 
 
 def pooled(feature: Tensor) -> Tensor:
@@ -160,7 +155,7 @@ def observe(
     logits, features = [], {name: [] for name in reader.names}  # type: ignore[var-annotated]
     with torch.no_grad(), frozen_eval(model):
         for start in range(0, len(x), batch_size):
-            out, found = reader(x[start : start + batch_size].to(device))
+            out, found = reader(x[start : start + batch_size].to(device, copy=True))
             logits.append(out.cpu())
             for name, feature in found.items():
                 features[name].append(feature.float().cpu())

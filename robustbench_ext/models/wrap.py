@@ -32,6 +32,7 @@ class Normalized(nn.Module):
                 f"mean = {list(mean)}, std = {list(std)} look like 0..255 units; divide by 255: inputs are in [0, 1]"
             )
         self.inner = inner
+        self.training = inner.training
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 

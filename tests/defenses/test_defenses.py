@@ -70,6 +70,45 @@ def test_trades_energy_identity(batch, linear):
     assert torch.allclose(TRADES(beta=6).loss(linear, batch).value, expected, atol=1e-10)
 
 
+def test_trades_gradient_flows_through_both_forwards(batch, linear):
+    """The gradient of the loss itself equals the one written out, with nothing detached."""
+    loss = TRADES(beta=3).loss(linear, batch).value
+    found = torch.autograd.grad(loss, list(linear.parameters()))
+    z, z_adv = linear(batch.x), linear(batch.x_adv)
+    p, q = z.log_softmax(1), z_adv.log_softmax(1)
+    written = F.cross_entropy(z, batch.y) + 3 * (p.exp() * (p - q)).sum(1).mean()
+    for a, b in zip(found, torch.autograd.grad(written, list(linear.parameters())), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_inner_attack_ascends_kl_from_natural_to_adversarial(linear, batch):
+    """One step follows the sign of the gradient of KL(p(x) || p(x')), not of the reverse divergence."""
+    threat = Threat("Linf", 0.2)
+    random = SampleRandom.of(0, range(12), "t")
+    x = batch.x.float()
+    linear = linear.float()
+    with torch.no_grad():
+        linear[1].weight.mul_(5)
+        linear[1].bias.mul_(5)
+    steps, size = 4, 0.06  # near x' = x both divergences have the same gradient; a few steps away they part
+    attack = InnerAttack(threat, steps, step_size=size, objective="kl", start="gaussian")
+    found = attack(linear, x, batch.y, random)
+
+    def walk(divergence):
+        point = x + 0.001 * random.normal(x.shape[1:])
+        for _ in range(steps):
+            point = point.detach().requires_grad_(True)
+            p, q = linear(x).detach(), linear(point)
+            (gradient,) = torch.autograd.grad(divergence(p.log_softmax(1), q.log_softmax(1)).sum(), point)
+            point = threat.project(point.detach() + size * gradient.sign(), x)
+        return point
+
+    expected = walk(lambda p, q: (p.exp() * (p - q)).sum(1))
+    reverse = walk(lambda p, q: (q.exp() * (q - p)).sum(1))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not torch.allclose(found, reverse, atol=1e-3)
+
+
 def test_trades_reduction_is_a_batch_mean(batch, linear):
     """Not torch's "mean", which also divides by K and makes beta K times smaller."""
     loss = TRADES(beta=2)

@@ -104,6 +104,9 @@ def test_faults(digits, tmp_path):
     for options, message in (
         ({"schedule": "cosin"}, "onecycle, cosine, constant"),
         ({"epochs": 0}, "at least 1"),
+        ({"batch_size": 1}, "at least 2"),
+        ({"attack_steps": -3}, "at least 1"),
+        ({"epochs": 2.5}, "whole number"),
         ({"lr": 0}, "> 0"),
         ({"eps": "8/x"}, "eps"),
     ):
@@ -121,3 +124,74 @@ def test_schedules(schedule):
         assert factors[0] < 0.05
     if schedule != "constant":
         assert factors[-1] < 0.01
+
+
+def test_a_damaged_checkpoint_counts_as_missing(digits, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "checkpoint.pt").write_bytes(b"damaged")
+    recipe = Recipe(epochs=1, validation_n=20, validation_steps=1)
+    train(Standard(), architecture(digits), digits, recipe, tmp_path / "m")
+    assert (tmp_path / "m" / "model.json").is_file()
+
+
+def test_a_seed_does_not_throw_given_weights_away(digits, tmp_path):
+    recipe = Recipe(epochs=1, validation_n=20, validation_steps=1)
+    train(Standard(), architecture(digits), digits, recipe, tmp_path / "m")
+    spec = f"small-cnn + {tmp_path / 'm' / 'model.safetensors'}"
+    given = [Architecture(spec, digits.shape, 10).build(seed).state_dict()["fc2.weight"] for seed in (0, 1)]
+    fresh = [architecture(digits).build(seed).state_dict()["fc2.weight"] for seed in (0, 1)]
+    assert torch.equal(*given)
+    assert not torch.equal(*fresh)
+
+
+class Watching(PGDAT):
+    """Remembers what it was given."""
+
+    seen: list = []
+
+    def loss(self, model, batch):
+        Watching.seen.append((batch.epoch, batch.x.clone(), batch.x_adv.clone()))
+        return super().loss(model, batch)
+
+
+def test_every_epoch_has_its_own_order_starts_and_rate(digits, tmp_path, monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a))[1]
+    )
+    Watching.seen = []
+    recipe = Recipe(epochs=2, eps=0.1, attack_steps=1, step_size=0, validation_n=20, validation_steps=1)
+    train(Watching(), architecture(digits), digits, recipe, tmp_path / "m")
+    epochs = [[(x, a) for e, x, a in Watching.seen if e == epoch] for epoch in (0, 1)]
+    whole = [torch.cat([x for x, _ in epoch]) for epoch in epochs]
+    assert not torch.equal(*whole)  # another order ...
+    assert torch.allclose(whole[0].sum(0), whole[1].sum(0), atol=1e-2)  # ... of the same samples
+    starts = [
+        {tuple(x.flatten().tolist()): a for xs, xa in epoch for x, a in zip(xs, xa, strict=True)} for epoch in epochs
+    ]
+    common = set(starts[0]) & set(starts[1])
+    assert len(common) > 1000
+    assert not any(torch.equal(starts[0][k], starts[1][k]) for k in list(common)[:50])  # other random starts
+    total = len(rates)
+    assert rates == pytest.approx([recipe.lr * recipe.factor(i, total) for i in range(total)])
+
+
+def test_networks_with_dropout_resume_exactly_too(digits, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), "
+        "torch.nn.Dropout(0.5), torch.nn.Linear(32, 10))\n"
+    )
+    network = Architecture(f"{tmp_path}/net.py:build", digits.shape, 10)
+    recipe = Recipe(epochs=3, lr=0.05, validation_n=20, validation_steps=1)
+
+    def interrupt(row):
+        if row["epoch"] == 1:
+            raise Stop
+
+    train(Standard(), network, digits, recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(Standard(), network, digits, recipe, tmp_path / "cut", on_epoch=interrupt)
+    train(Standard(), network, digits, recipe, tmp_path / "cut")
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(a[k], b[k]) for k in a)

@@ -181,6 +181,10 @@ def test_faults_are_explained():
         Mahalanobis().fit_observations(seen(train, labels - 1))
     with pytest.raises(DataError, match="missing"):
         Mahalanobis().fit_observations(Observations(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)))
+    with pytest.raises(DataError, match="no covariance"):  # constant per class, up to rounding
+        Mahalanobis().fit_observations(seen(0.1 * torch.eye(3)[torch.arange(30) % 3] + 7.3, torch.arange(30) % 3))
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        Mahalanobis(inverse="shrinkage", shrinkage=2)
     with pytest.raises(ConfigError, match="pseudo, shrinkage"):
         Mahalanobis(inverse="cholesky")
     with pytest.raises(ConfigError, match="> 0"):

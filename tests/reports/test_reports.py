@@ -85,7 +85,7 @@ def test_same_results_same_bytes(run, tmp_path, finished):
 
 def test_hostile_names_do_no_harm(run):
     results, run_json, gallery = run
-    evil = '<script>alert(1)</script>"|`*../../x'
+    evil = '<script>alert(1)</script>"|`*../../x $up^_'
     text = results.to_json().replace('"standard"', json.dumps(evil))
     hostile = RunResults.model_validate_json(text)
     pictures = json.loads(json.dumps(gallery).replace('"standard"', json.dumps(evil)))
@@ -173,3 +173,9 @@ def test_figures_return_their_axes(run):
     ):
         assert ax.get_title() is not None
         assert ax.has_data()
+
+
+def test_a_model_with_more_outputs_than_classes_can_be_shown(run):
+    results, run_json, gallery = run
+    odd = [{**g, "after": 99} for g in gallery]
+    assert "#99" in render_html(results, run_json, odd)

@@ -312,3 +312,152 @@ def test_adapter_leaves_global_generators_alone(digits_model, digits_test):
 def test_attack_is_abstract():
     with pytest.raises(TypeError):
         Attack(eps=0.1)
+
+
+@pytest.mark.parametrize("eps", [0.5, 3.0, 30.0])
+def test_l2_at_the_size_of_imagenet(eps):
+    """150,000 pixels: rounding must not push a perturbation out of its ball."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 14 * 14, 5))
+    x = torch.rand(4, 3, 224, 224) * 0.3 + 0.35
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    for attack in (FGSM(eps=eps, norm="L2"), PGD(eps=eps, norm="L2", steps=3), APGDCE(eps=eps, norm="L2", steps=3)):
+        result = attack(model, x, y)
+        exact = (result.x_adv.double() - x.double()).flatten(1).norm(dim=1)
+        assert float(exact.max()) <= eps + 1e-6
+    adapted = build_attack("torchattacks:PGDL2", eps=eps, options={"steps": 3, "alpha": eps / 2})(model, x, y)
+    theirs = torchattacks.PGDL2(model, eps=eps, alpha=eps / 2, steps=3)(x, y)
+    with torch.no_grad():
+        expected = int((model(theirs).argmax(1) != y).sum())
+    assert int(adapted.broken.sum()) == expected  # a near miss by rounding is projected, not thrown away
+
+
+def test_budgets_in_bytes_and_norms_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="did you mean 8/255"):
+        PGD(eps=8)
+    with pytest.raises(ConfigError, match="measures its perturbation in Linf, not L2"):
+        build_attack("torchattacks:PGD", eps=1.0, norm="L2")
+    with pytest.raises(ConfigError, match="changes few pixels"):
+        build_attack("torchattacks:OnePixel", eps=0.1)
+    assert PGD(eps=0.1, steps="1e1").steps == 10
+    with pytest.raises(ConfigError, match="whole number"):
+        PGD(eps=0.1, steps=2.5)
+
+
+def test_inputs_of_the_caller_are_never_changed(digits_model, digits_test):
+    class InPlace(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x if x.requires_grad else x.mul_(1.0).clamp_(0.1, 0.9))
+
+    x, y, _ = (v[:20] for v in digits_test)
+    before = x.clone()
+    PGD(eps=0.1, steps=2)(InPlace(digits_model), x, y)
+    assert torch.equal(x, before)
+    with pytest.raises(DataError, match="20 inputs"):
+        PGD(eps=0.1)(digits_model, x, torch.cat([y, y]))
+
+
+def test_seeds_and_restarts_start_elsewhere(digits_model, digits_test):
+    x, y, ids = (v[:30] for v in digits_test)
+    attack = PGD(eps=0.05, steps=1, step_size=0, stop="never")
+    a, b = (attack(digits_model, x, y, ids=ids, seed=s).x_adv for s in (0, 1))
+    assert not torch.equal(a, b)
+    starts = []
+
+    class Watch(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, z):
+            starts.append(z.detach().clone())
+            return self.inner(z)
+
+    PGD(eps=0.05, steps=1, step_size=0, restarts=2, stop="never")(Watch(digits_model), x, y, ids=ids)
+    clean, first, again, second = starts[:4]
+    assert torch.equal(clean, x)
+    assert torch.allclose(first, again, atol=1e-7)  # a step of size 0
+    assert not torch.allclose(again[:5], second[:5], atol=1e-3)
+
+
+def test_l2_random_points_are_uniform_in_the_ball():
+    x = torch.full((3000, 1, 2, 3), 0.5)
+    threat = Threat("L2", 0.3)
+    random = SampleRandom.of(0, range(3000), "u")
+    radius = flat_norm(threat.random_point(x, random) - x, "L2") / 0.3
+    from scipy import stats
+
+    assert stats.kstest(radius.double().numpy() ** 6, "uniform").pvalue > 1e-3
+
+
+def plain_apgd(model, x, y, eps, start, steps, rho=0.75, alpha=0.75):
+    """APGD for Linf as the paper writes it down (Algorithm 1), one sample at a time: returns every iterate."""
+
+    def look(z):
+        z = z.clone().requires_grad_(True)
+        value = nn.functional.cross_entropy(model(z), y)
+        return float(value), torch.autograd.grad(value, z)[0]
+
+    def project(z):
+        return torch.minimum(torch.maximum(z, x - eps), x + eps).clamp(0, 1)
+
+    marks, size = checkpoints(steps), 2 * eps
+    points, values = [start], [look(start)[0]]
+    best, best_value, gradient = start, values[0], look(start)[1]
+    now, before = start, start
+    mark_before, best_before, halved_before = 0, best_value, True
+    for k in range(steps):
+        z = project(now + size * gradient.sign())
+        following = project(now + alpha * (z - now) + (1 - alpha) * (now - before)) if k else z
+        before, now = now, following
+        value, gradient = look(now)
+        points.append(now)
+        values.append(value)
+        if value > best_value:
+            best, best_value = now, value
+        if k + 1 in marks:
+            rises = sum(values[i + 1] > values[i] for i in range(mark_before, k + 1))
+            condition_1 = rises <= rho * (k + 1 - mark_before)
+            condition_2 = not halved_before and best_before >= best_value
+            halved_before = condition_1 or condition_2
+            mark_before, best_before = k + 1, best_value
+            if halved_before:
+                size, now = size / 2, best
+                gradient = look(best)[1]
+                # "rises" compares successive losses of the path; after going back the path goes on from the best point,
+                # but its last loss stays the one that was measured last.
+    return points
+
+
+def test_apgd_follows_the_algorithm_step_by_step(digits_test):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.Tanh(), nn.Linear(40, 10)).double().eval()
+
+    class Float(nn.Module):
+        """float32 outside, float64 inside: comparisons of losses do not hang on rounding."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.seen = model, []
+
+        def forward(self, z):
+            self.seen.append(z.detach().clone())
+            return 4.0 * self.inner(z.double())
+
+    x, _, ids = (v[:6] for v in digits_test)
+    with torch.no_grad():
+        y = Float()(x).argmax(1)
+    eps, steps = 0.3, 40
+    for i in range(len(x)):
+        watched = Float()
+        APGDCE(eps=eps, steps=steps, stop="never")(watched, x[i : i + 1], y[i : i + 1], ids=ids[i : i + 1])
+        path = watched.seen[1:]  # without the clean pass
+        expected = plain_apgd(Float(), x[i : i + 1], y[i : i + 1], eps, path[0], steps)
+        assert len(path) == len(expected)
+        for k, (found, wanted) in enumerate(zip(path, expected, strict=True)):
+            assert torch.allclose(found, wanted, atol=1e-6), f"sample {i}, iterate {k}"

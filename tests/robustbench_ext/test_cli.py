@@ -15,6 +15,14 @@ import torch
 def build():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+class Fragile(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = build()
+    def forward(self, x):
+        if x.requires_grad:
+            raise RuntimeError("no gradients")
+        return self.inner(x)
 def probabilities():
     return torch.nn.Sequential(build(), torch.nn.Softmax(1))
 """
@@ -133,6 +141,7 @@ def test_a_run_whose_preflight_fails_or_whose_cells_fail_says_so(tmp_path, tiny_
     assert checked.returncode == 1
     assert "Not to be trusted" in (tmp_path / "a" / "report.html").read_text()
     tiny_suite["conditions"].append({"attack": "fgsm", "eps": 0.1})
+    tiny_suite["models"] = [{"name": "f", "spec": "nets.py:Fragile"}]
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(tiny_suite))
     partial = shell("run", "b.yaml", "--out", "b", cwd=tmp_path)
     assert partial.returncode == 4

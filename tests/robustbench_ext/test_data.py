@@ -73,7 +73,12 @@ def test_npz_with_one_array_and_with_splits(tmp_path):
         ({"x": np.zeros((4, 8)), "y": np.arange(4)}, "expected (N, H, W)"),
         ({"x": np.zeros((4, 8, 8), dtype=np.int64), "y": np.arange(4)}, "uint8"),
         ({"x": np.zeros((4, 8, 8)), "y": np.array([0.5, 1, 2, 3])}, "integers"),
-        ({"x": np.zeros((4, 8, 8)), "y": np.array([-1, 0, 1, 1])}, "expected 0.."),
+        ({"x": np.zeros((4, 8, 8)), "y": np.array([-1, 0, 1, 1])}, "Renumber them from 0"),
+        ({"x": np.zeros((6, 8, 8)), "y": np.arange(4)}, "6 inputs, 4 labels"),
+        ({"x": np.zeros((4, 8, 8)), "y": np.eye(4)}, "argmax"),
+        ({"x": np.zeros((4, 8, 8, 4)), "y": np.arange(4)}, "one or three channels"),
+        ({"x": np.zeros((4, 8, 8)), "y": np.arange(4)}, "split is empty"),
+        ({"x": np.zeros((30, 8, 8)), "y": np.arange(30) % 3, "classes": np.array(["a", "a", "b"])}, "must differ"),
     ],
 )
 def test_bad_npz_says_what_to_do(tmp_path, arrays, message):
@@ -121,7 +126,7 @@ def test_folder_faults(tmp_path):
             part.images(slice(None))
     (tmp_path / "sizes" / "a" / "odd.png").write_text("not an image")
     with pytest.raises(DataError, match="cannot be read as an image"):
-        for part in load_dataset.__wrapped__(f"folder:{tmp_path / 'sizes'}").splits.values():
+        for part in load_dataset(f"folder:{tmp_path / 'sizes'}").splits.values():
             part.images(slice(None))
 
 
@@ -167,3 +172,38 @@ def test_gaussian_noise_grows_with_severity_and_does_not_depend_on_the_batch(mni
     grey = torch.full((200, 1, 16, 16), 0.5)
     spread = float((gaussian_noise(grey, 1, SampleRandom.of(0, range(200), "n")) - grey).std())
     assert spread == pytest.approx(0.08, rel=4 / np.sqrt(2 * grey.numel()))  # four standard errors of a deviation
+
+
+def test_images_are_copies_so_that_no_model_can_change_the_data(digits):
+    split = digits["test"]
+    before = split.images(slice(0, 4)).clone()
+    split.images(slice(0, 4)).mul_(0)
+    split.images(np.arange(4)).mul_(0)
+    assert torch.equal(split.images(slice(0, 4)), before)
+
+
+def test_an_edited_file_is_read_again(tmp_path):
+    file = tmp_path / "d.npz"
+    np.savez(file, x=np.zeros((30, 8, 8)), y=np.arange(30) % 3)
+    first = load_dataset(f"npz:{file}")["test"].fingerprint()
+    assert load_dataset(f"npz:{file}")["test"].fingerprint() == first
+    np.savez(file, x=np.ones((30, 8, 8)), y=np.arange(30) % 3)
+    assert load_dataset(f"npz:{file}")["test"].fingerprint() != first
+
+
+def test_sixteen_bit_images_keep_their_scale(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            ramp = np.linspace(0, 65535, 100).reshape(10, 10).astype(np.uint16)
+            Image.fromarray(ramp).save(tmp_path / name / f"{i}.png")
+    x = load_dataset(f"folder:{tmp_path}")["test"].images(slice(None))
+    assert float(x.mean()) == pytest.approx(0.5, abs=1e-3)
+    assert float(x.max()) == 1.0
+
+
+def test_a_path_without_its_kind_is_explained(tmp_path, monkeypatch):
+    np.savez(tmp_path / "mine.npz", x=np.zeros((30, 8, 8)), y=np.arange(30) % 3)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="npz:mine.npz"):
+        load_dataset("mine.npz")

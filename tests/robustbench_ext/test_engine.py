@@ -29,7 +29,7 @@ def test_a_run_gives_every_kind_of_result(finished):
     results = RunResults.read(folder / "results.json")
     assert results == summary.results
     metrics = {row.metric for row in results.results}
-    assert metrics == set(results.metrics)
+    assert metrics == set(results.metrics) - {"broken_by"}  # of ensembles only
     for row in results.results:
         if row.value is not None and row.ci_low is not None:
             assert row.ci_low <= row.value + 1e-12, row
@@ -197,14 +197,21 @@ def test_what_fails_is_kept_apart_and_the_rest_goes_on(tmp_path, tiny_suite):
     summary = run_suite(suite, tmp_path / "run")
     failed = {f.what: f.error for f in summary.failures}
     assert "no gradients here" in failed["fragile · pgd Linf 0.1"]
-    assert "probabilities" in failed["probabilities · pgd Linf 0.1"]
+    # A contract is broken: the preflight says so, and nothing of the model is evaluated.
+    assert not any(what.startswith("probabilities") for what in failed)
+    assert any(f.model == "probabilities" and f.status == "fail" for f in summary.results.preflight)
+    assert "probabilities was not evaluated: its preflight failed" in summary.results.notes
     assert "Nothing" in failed["missing"]
     assert not any(what.startswith("fine") for what in failed)
     assert summary.verdict == "fail"
     names = {row.model for row in summary.results.results}
-    assert names == {"fine", "fragile", "probabilities"}
+    assert names == {"fine", "fragile"}
     assert summary.results.find(model="fragile", condition="gaussian-noise 1", metric="accuracy")
     assert not summary.results.find(model="fragile", condition="pgd Linf 0.1")
+    # A worst case over the attacks that happened to work would look better than it is.
+    (worst,) = summary.results.find(model="fragile", condition="worst case Linf 0.1", metric="robust_accuracy")
+    assert worst.value is None
+    assert "pgd Linf 0.1" in worst.reason
     assert "RuntimeError: no gradients here" in (tmp_path / "run" / "failures.log").read_text()
     json.loads((tmp_path / "run" / "results.json").read_text())
 
@@ -213,7 +220,7 @@ def test_a_failed_training_stops_its_model_only(tmp_path, tiny_suite):
     suite = tiny_suite
     suite["models"][1]["train"]["recipe"]["lr"] = 1e30
     summary = run_suite(suite, tmp_path / "run")
-    assert [f.what for f in summary.failures] == ["trades · train"]
+    assert [f.what for f in summary.failures] == ["trades · training"]
     assert {row.model for row in summary.results.results} == {"standard"}
 
 
@@ -248,3 +255,45 @@ def test_killed_and_run_again_gives_the_same_results(finished, tmp_path, executo
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr
     assert values(out) == values(folder)
+
+
+def test_a_model_that_is_never_the_same_twice_is_a_failure_not_an_empty_report(tmp_path, tiny_suite):
+    code = "import os, torch\ndef build():\n    torch.manual_seed(int.from_bytes(os.urandom(4), 'big'))\n"
+    (tmp_path / "nets.py").write_text(
+        code + "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    suite = {**tiny_suite, "models": [{"name": "random", "spec": f"{tmp_path / 'nets.py'}:build"}]}
+    summary = run_suite(suite, tmp_path / "run", executor="local", workers=2)
+    assert summary.failures
+    assert any("differs each time" in f.error for f in summary.failures)
+
+
+def test_exceptions_that_do_not_survive_pickling_are_failures_like_any_other(tmp_path, tiny_suite):
+    code = """
+import torch
+class Odd(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a}-{b}")
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(64, 10)
+    def forward(self, x):
+        if x.requires_grad:
+            raise Odd(1, 2)
+        return self.fc(x.flatten(1))
+class Exits(Net):
+    def forward(self, x):
+        if x.requires_grad:
+            raise SystemExit(0)
+        return self.fc(x.flatten(1))
+"""
+    (tmp_path / "nets.py").write_text(code)
+    models = [{"name": n, "spec": f"{tmp_path / 'nets.py'}:{n}"} for n in ("Net", "Exits")]
+    suite = {**tiny_suite, "models": models, "detectors": [], "uq": []}
+    for executor in ("local", "serial"):
+        summary = run_suite(suite, tmp_path / executor, executor=executor, workers=2)
+        failed = {f.what: f.error for f in summary.failures}
+        assert "Odd: 1-2" in failed["Net · pgd Linf 0.1"]
+        assert "SystemExit" in failed["Exits · pgd Linf 0.1"]
+        assert summary.results.find(model="Net", condition="gaussian-noise 1", metric="accuracy")

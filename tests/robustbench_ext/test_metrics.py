@@ -200,6 +200,17 @@ def test_worst_case_and_worst_class():
     assert worst.ci_low < classes[k].ci_low  # a wider interval: it holds whichever class is worst
 
 
+def test_worst_class_interval_covers_where_a_small_class_hides():
+    rng = np.random.default_rng(5)
+    labels = np.repeat([0, 1], [2000, 10])
+    hits, repeats = 0, 300
+    for _ in range(repeats):
+        right = rng.random(2010) < np.where(labels == 0, 0.80, 0.75)
+        worst, _k = cls.worst_class_accuracy(right, labels, 2)
+        hits += worst.ci_low <= 0.75 <= worst.ci_high
+    assert hits >= _covers(repeats)
+
+
 # Bootstrap -----------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +257,41 @@ def test_ece_interval_covers(shift):
         found = cal.ece(population[drawn], rng.random(1000) < accuracy[drawn], repeats=400, seed=r)
         hits += found.ci_low <= truth <= found.ci_high
     assert hits >= _covers(repeats)
+
+
+def test_ece_interval_of_an_accurate_calibrated_model_reaches_zero():
+    """All correct at confidence 0.99: resampled residuals show no variation, yet this is what calibration looks like."""
+    found = cal.ece(np.full(360, 0.99), np.ones(360, dtype=bool))
+    assert found.ci_low == 0.0
+    hits, repeats = 0, 150
+    rng = np.random.default_rng(3)
+    for r in range(repeats):
+        found = cal.ece(np.full(360, 0.995), rng.random(360) < 0.995, repeats=300, seed=r)
+        hits += found.ci_low == 0.0
+    assert hits >= _covers(repeats)
+
+
+def test_fpr_interval_covers_a_rare_rate():
+    rng = np.random.default_rng(9)
+    shift = 4.4
+    truth = stats.norm.cdf(stats.norm.ppf(0.95) - shift)
+    hits, repeats = 0, 150
+    for _ in range(repeats):
+        found = det.threshold_metrics(rng.normal(size=500), rng.normal(size=300) + shift)["fpr95"]
+        hits += found.ci_low <= truth <= found.ci_high
+    assert hits >= _covers(repeats)
+
+
+def test_fpr95_keeps_exactly_95_percent():
+    """Of 20 clean scores the threshold is at the 19th: an unknown input there is accepted, one above is not."""
+    clean = np.arange(20.0)
+    assert det.threshold_metrics(clean, np.array([18.0, 18.5]))["fpr95"].value == 0.5
+    few = det.threshold_metrics(clean, np.array([18.5]))
+    assert np.isnan(few["aupr_out"].ci_low)
+    assert "fewer than two" in few["aupr_out"].reason
+    perfect = det.threshold_metrics(clean, clean + 100)
+    assert perfect["fpr95"].ci_high > 0.1  # 0 of 20 is not certainty
+    assert "perfect separation" in perfect["aupr_in"].reason
 
 
 def test_auroc_interval_covers():

@@ -224,7 +224,7 @@ def test_taps_by_module_name_and_pooling():
     seen = observe(model, x, torch.zeros(3, dtype=torch.int64), ["layer2", "penultimate"])
     expected = model.layer2(model.layer1(model.stem(x))).mean((2, 3)).detach()
     assert torch.allclose(seen.features["layer2"], expected, atol=1e-6)
-    with pytest.raises(ModelError, match="unknown feature tap"):
+    with pytest.raises(ModelError, match="unknown feature tap 'layer9'"):
         Taps(model, ["layer9"])
 
 
@@ -256,3 +256,76 @@ def test_a_checkpoint_folder_of_another_network_is_an_error(tmp_path):
     )
     with pytest.raises(ModelError, match="no such file"):
         load_model(str(tmp_path))
+
+
+NET = """
+import torch
+FACTOR = {factor}
+class Base(torch.nn.Module):
+    def forward(self, x):
+        return {call}(x.flatten(1) * FACTOR)
+class Net(Base):
+    def __init__(self, roll=0):
+        super().__init__()
+        self.roll = roll
+        torch.manual_seed(0)
+        self.fc = torch.nn.Linear(64, 4)
+"""
+
+
+def test_fingerprint_follows_what_a_model_computes_beside_its_weights(tmp_path):
+    """Each of these changes the outputs and not one weight; each must change the key."""
+
+    def key(factor=1, call="self.fc", **kwargs):
+        (tmp_path / "net.py").write_text(NET.format(factor=factor, call=call))
+        return load_model(f"{tmp_path}/net.py:Net", kwargs=kwargs).fingerprint
+
+    base = key()
+    assert key() == base
+    assert key(roll=1) != base  # a plain attribute
+    assert key(factor=2) != base  # a constant of the module
+    assert key(call="-self.fc") != base  # a method of a base class
+    module = load_model(f"{tmp_path}/net.py:Net").module
+    own = fingerprint_module(module)
+    handle = module.register_forward_pre_hook(lambda m, a: (a[0] * 2,))
+    assert fingerprint_module(module) != own  # a hook
+    handle.remove()
+    assert fingerprint_module(module) == own
+    module.forward = lambda x: x.flatten(1)[:, :4]
+    assert fingerprint_module(module) != own  # a patched method
+
+
+def test_unseeded_factories_give_the_same_weights_every_time(tmp_path):
+    (tmp_path / "net.py").write_text("import torch\ndef build():\n    return torch.nn.Linear(3, 3)\n")
+    spec = f"{tmp_path}/net.py:build"
+    assert load_model(spec).fingerprint == load_model(spec).fingerprint
+
+
+def test_taps_read_the_very_model_that_is_evaluated():
+    model = load_model("small-cnn", shape=(1, 8, 8)).module.eval()
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+    model.register_forward_pre_hook(lambda m, a: (1 - a[0],))
+    seen = observe(model, x, y, ["penultimate"])
+    assert torch.allclose(seen.logits, model(x).detach(), atol=1e-5)
+    with pytest.raises(ModelError, match="other outputs than the one to evaluate"):
+        observe(model, x, y, ["relu_1"])
+
+
+def test_taps_by_graph_node():
+    model = load_model("small-cnn", shape=(1, 8, 8)).module.eval()
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+    seen = observe(model, x, y, ["relu_3", "penultimate", "conv1"])
+    assert torch.allclose(seen.features["relu_3"], seen.features["penultimate"], atol=1e-6)
+    assert torch.allclose(seen.features["conv1"], model.conv1(x).mean((2, 3)).detach(), atol=1e-6)
+    assert torch.allclose(seen.logits, model(x).detach(), atol=1e-5)
+
+
+def test_damaged_weights_are_a_model_error(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(f"small-cnn + {tmp_path / 'w.safetensors'}", shape=(1, 8, 8))
+
+
+def test_a_wrapped_model_keeps_its_mode():
+    assert wrap(nn.Flatten().eval(), [0.5], [0.5]).training is False
+    assert wrap(nn.Flatten().train(), [0.5], [0.5]).training is True

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from robustbench_ext.data import ArraySplit
+from robustbench_ext.models import wrap
 from robustbench_ext.preflight import preflight, verdict
 
 
@@ -41,6 +42,18 @@ class Rounding(nn.Module):
         return torch.round(x * 16) / 16
 
 
+class Clamping(nn.Module):
+    def forward(self, x):
+        return x.clamp_(max=0.3)
+
+
+class Shifted(nn.Module):
+    """Undoes (x - 0.5) / 0.5, so that raw images come out wrong."""
+
+    def forward(self, x):
+        return 0.5 * x + 0.5
+
+
 class Detaching(nn.Module):
     def forward(self, x):
         return x.detach()
@@ -61,8 +74,11 @@ class Detaching(nn.Module):
             "fail",
         ),
         (lambda m: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "accuracy", "doubt"),
+        (lambda m: nn.Sequential(Clamping(), m), "in-place changes", "fail"),
+        (lambda m: wrap(m, [0.9], [0.05]), "normalisation", "doubt"),  # it was trained on raw images
+        (lambda m: nn.Sequential(Shifted(), m), "normalisation", "doubt"),  # it wants (x - 0.5) / 0.5
         (lambda m: nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), "labels", "fail"),
-        (lambda m: nn.Linear(7, 7), "forward pass", "fail"),
+        (lambda m: nn.Linear(7, 7), "in-place changes", "fail"),
     ],
 )
 def test_planted_defects(change, name, status, digits_model, digits):
@@ -95,3 +111,13 @@ def test_labels_out_of_range(digits_model, digits):
     split = digits["test"]
     wrong = ArraySplit(split.images(slice(0, 30)), np.full(30, 11), split.ids[:30])
     assert found(digits_model, wrong)[1]["labels"].status == "fail"
+
+
+def test_a_normalising_layer_inside_a_normalised_model_is_noticed(digits_model, digits):
+    class Normalize(nn.Module):
+        def forward(self, x):
+            return (x - 0.3) / 0.4
+
+    _, checks = found(wrap(nn.Sequential(Normalize(), digits_model), [0.3], [0.4]), digits["test"])
+    assert checks["normalisation"].status == "doubt"
+    assert "twice" in checks["normalisation"].message

@@ -105,6 +105,11 @@ def test_conditions_expand_and_get_labels():
         ({"corruption": "gausian-noise"}, "Did you mean 'gaussian-noise'"),
         ({"outliers": "leters"}, "Did you mean 'letters'"),
         ({"outliers": "letters", "m": 3}, "unknown parameter 'm'"),
+        ({"outliers": []}, "list is empty"),
+        ({"attack": "pgd", "eps": []}, "list is empty"),
+        ({"corruption": "gaussian-noise", "severity": True}, "expected 1, 2, 3, 4 or 5"),
+        ({"attack": "fgsm", "eps": 0.1, "label": "worst case Linf 0.1"}, "choose another"),
+        ({"attack": "pgd", "eps": 8}, "did you mean 8/255"),
     ],
 )
 def test_wrong_conditions_are_explained(entry, message):
@@ -144,6 +149,7 @@ def test_overrides(tmp_path):
     assert suite.models[0].spec == "net.py:build"
     assert suite.models[0].mean == (0.5,)
     assert (suite.data, suite.n, suite.description) == ("digits", 50, "short")
+    assert suite.title == "Quickstart, on digits"
     assert suite.conditions[1]["eps"] == [0.1]
     for setting, message in {
         "n": "key=value",

@@ -40,6 +40,7 @@ def test_scaling_the_logits_scales_the_temperature():
 def test_limits_are_finite():
     z = torch.eye(4) * 3
     assert optimal_temperature(z, torch.arange(4)) == pytest.approx(1e-3)
+    assert "means nothing" in TemperatureScaling().fit_observations(Observations(z, torch.arange(4))).warnings()[0]
     assert optimal_temperature(z, (torch.arange(4) + 1) % 4) == pytest.approx(1e3)
 
 
