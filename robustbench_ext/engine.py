@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from robustbench_ext import __version__
 from robustbench_ext.errors import RobustBenchExtError
 from robustbench_ext.evaluate import CLEAN, Cell, Context
 from robustbench_ext.execute import NOT_STARTED, Failure, Job, SerialExecutor, make_executor, run_jobs
 from robustbench_ext.files import write_atomically
 from robustbench_ext.fingerprint import canonical_json
-from robustbench_ext.measure import Measured, measure, metric_table
 from robustbench_ext.preflight import Check, refused, verdict
-from robustbench_ext.provenance import environment
-from robustbench_ext.results import Failed, Finding, Row, RunResults
+from robustbench_ext.publish import RunLog, assemble, previous_suite, unchanged_results, write_results
+from robustbench_ext.results import Failed, RunResults
 from robustbench_ext.suite import Suite, load_suite, validate_suite
-
-RESULTS, TABLE, RUN, GALLERY = "results.json", "results.csv", "run.json", "gallery.json"
 
 
 @dataclass
@@ -140,7 +133,7 @@ def run_suite(
     context.validate()
     folder.mkdir(parents=True, exist_ok=True)
     hooks.message(f"suite {suite.name}: {_count(len(suite.models), 'model')} on {suite.data}, into {folder}")
-    previous = _previous(folder)
+    previous = previous_suite(folder)
     if previous is not None and previous.get("name") != suite.name:
         hooks.message(
             f"note: {folder} held a run of suite {previous.get('name')}; its report is replaced, its records stay"
@@ -152,17 +145,17 @@ def run_suite(
         hooks.message(f"left out: {name} (not installed: pip install --no-deps torchattacks)")
     runner = _Runner(context, executor, workers, hooks)
     runner.run()
-    unchanged = not runner.computed and not runner.trained and not runner.failures
-    results = _unchanged(context) if unchanged else None
+    unchanged = not runner.log.computed and not runner.log.trained and not runner.log.failures
+    results = unchanged_results(context) if unchanged else None
     if results is None:
-        results, measured = _results(context, runner)
-        _write(context, results, measured, runner, started)
+        results, measured = assemble(context, runner.log)
+        write_results(context, results, measured, runner.log, started)
     return RunSummary(
         folder,
         results,
-        runner.computed,
-        runner.reused,
-        runner.trained,
+        runner.log.computed,
+        runner.log.reused,
+        runner.log.trained,
         time.perf_counter() - started,
         results.failures,
     )
@@ -172,30 +165,6 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def _previous(folder: Path) -> dict[str, Any] | None:
-    """The suite of the run that the folder holds, if any."""
-    try:
-        suite: dict[str, Any] = json.loads((folder / RUN).read_text())["suite"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return suite
-
-
-def _unchanged(context: Context) -> RunResults | None:
-    """The folder's results, if they are of this very suite and version; then there is nothing to measure again."""
-    if _previous(context.folder) != context.suite.model_dump(by_alias=True, mode="json"):
-        return None
-    try:
-        results = RunResults.read(context.folder / RESULTS)
-    except (OSError, ValueError):
-        return None
-    same = results.generator["version"] == __version__ and not results.failures
-    loaded = {m["name"]: m["fingerprint"] for m in results.models}
-    same &= loaded == {e.name: context.model(e.name).fingerprint for e in context.suite.models}
-    same &= results.data == json.loads(json.dumps(context.data.describe()))
-    return results if same and (context.folder / TABLE).is_file() and (context.folder / GALLERY).is_file() else None
-
-
 class _Runner:
     """Two waves of jobs: training, then checks and cells, whose keys need the trained weights."""
 
@@ -203,17 +172,14 @@ class _Runner:
         self.context, self.hooks = context, hooks
         self._executor, self._workers = executor, workers
         self._suite = context.suite.model_dump(by_alias=True, mode="json")
-        self.failures: list[Failed] = []
-        self.broken: set[str] = set()
-        self.refused: set[str] = set()
-        self.computed = self.reused = self.trained = 0
+        self.log = RunLog()
 
     def run(self) -> None:
         """Do all that is missing."""
         self._wave([self._job("train", name) for name, spec in self.context.training.items() if not _trained(spec)])
         jobs = []
         for entry in self.context.suite.models:
-            if entry.name not in self.broken:
+            if entry.name not in self.log.broken:
                 jobs += self._model_jobs(entry.name)
         self._wave(jobs)
 
@@ -221,7 +187,7 @@ class _Runner:
         try:
             self.context.model(name)
         except RobustBenchExtError as error:
-            self.broken.add(name)
+            self.log.broken.add(name)
             self._fail(name, str(error))
             self.hooks.message(f"{name}: {error}")
             return []
@@ -230,10 +196,10 @@ class _Runner:
         if not self.context.store.has(self.context.preflight_key(name)):
             jobs.append(check)
         elif refused(self.context.preflight(name)):
-            self.refused.add(name)
+            self.log.refused.add(name)
             return []
         done = {cell: self.context.is_done(cell) for cell in self.context.cells(name)}
-        self.reused += sum(done.values())
+        self.log.reused += sum(done.values())
         ids = {cell: f"cell|{cell.model}|{cell.condition}|{cell.split}|{cell.chunk}" for cell in done}
         fits = {ids[cell] for cell, there in done.items() if not there and cell.split != "test"}
         for cell, there in done.items():
@@ -255,7 +221,7 @@ class _Runner:
         """Whether a job that came back has done what it was for."""
         kind, what = job.payload[0], job.payload[3]
         if kind == "check" and facts["refused"]:
-            self.refused.add(what)
+            self.log.refused.add(what)
             return Failure(job.title, "the preflight refuses this model")
         if kind == "cell" and not self.context.is_done(Cell(*what)):
             return Failure(
@@ -263,8 +229,8 @@ class _Runner:
                 "the model differs each time that it is loaded, so its results belong to no model in particular. Seed its "
                 "factory, or load fixed weights in it.",
             )
-        self.trained += kind == "train"
-        self.computed += kind == "cell"
+        self.log.trained += kind == "train"
+        self.log.computed += kind == "cell"
         return None
 
     def _wave(self, jobs: list[Job]) -> None:
@@ -285,9 +251,9 @@ class _Runner:
             count += 1
             kind, what = job.payload[0], job.payload[3]
             if kind == "train":
-                self.broken.add(what)
+                self.log.broken.add(what)
             name = what if isinstance(what, str) else what[0]
-            if name not in self.refused:
+            if name not in self.log.refused:
                 self._fail(job.title, failure.error, failure.traceback)
             if not failure.error.startswith(NOT_STARTED):
                 self.hooks.line(count, len(jobs), job.title, {"error": failure.error})
@@ -324,7 +290,7 @@ class _Runner:
         return row
 
     def _fail(self, what: str, error: str, trace: str = "") -> None:
-        self.failures.append(Failed(what=what, error=error.removeprefix("WorkError: ")))
+        self.log.failures.append(Failed(what=what, error=error.removeprefix("WorkError: ")))
         if trace:
             with (self.context.folder / "failures.log").open("a", encoding="utf-8") as file:
                 file.write(f"{what}\n{trace}\n")
@@ -332,114 +298,3 @@ class _Runner:
 
 def _trained(spec: tuple[Any, ...]) -> bool:
     return bool((spec[-1] / "model.json").is_file())
-
-
-def _results(context: Context, runner: _Runner) -> tuple[RunResults, Measured]:
-    suite = context.suite
-    usable = [entry.name for entry in suite.models if entry.name not in runner.broken]
-    measured = measure(context, usable)
-    findings = [
-        Finding(model=name, name=c.name, status=c.status, message=c.message, hint=c.hint)
-        for name in usable
-        if context.store.has(context.preflight_key(name))
-        for c in context.preflight(name)
-    ]
-    conditions = [{"label": c.label, "kind": c.kind, **c.facts()} for c in context.conditions.values()]
-    probes = [
-        {"label": p.label, "kind": p.kind, "fitted_on": p.fit_on, "name": p.name, "parameters": dict(p.parameters)}
-        for p in context.probes
-    ]
-    results = RunResults(
-        generator={"name": "robustbench-ext", "version": __version__},
-        suite={
-            "name": suite.name,
-            "title": suite.title or suite.name,
-            "description": suite.description,
-            "n": len(context.samples(context.conditions[CLEAN], "test")),
-            "seed": suite.seed,
-        },
-        data=context.data.describe(),
-        models=[_describe(context, name) for name in usable],
-        conditions=[*conditions, *measured.worst_cases],
-        probes=probes,
-        metrics=metric_table(),
-        preflight=findings,
-        results=measured.rows,
-        curves=measured.curves,
-        cost=measured.cost,
-        failures=sorted(runner.failures, key=lambda f: f.what),
-        notes=[
-            *(f"{name} was left out: its package is not installed" for name in context.left_out),
-            *(f"{name} was not evaluated: its preflight failed" for name in sorted(runner.refused)),
-            *(text for name in usable if _probes_fitted(context, name) for text in context.fit_warnings(name)),
-        ],
-    )
-    return results, measured
-
-
-def _describe(context: Context, name: str) -> dict[str, Any]:
-    entry, loaded = context.entry(name), context.model(name)
-    about: dict[str, Any] = {
-        "name": name,
-        "spec": entry.spec if entry.train is None else entry.train.network,
-        "fingerprint": loaded.fingerprint,
-        "parameters": sum(p.numel() for p in loaded.module.parameters()),
-        "notes": list(loaded.notes),
-    }
-    if entry.train is not None:
-        described = json.loads((context.training[name][-1] / "model.json").read_text())
-        about["training"] = {k: described[k] for k in ("defense", "recipe", "seed", "selected", "curve")}
-    if _probes_fitted(context, name):
-        about["fitted"] = context.fitted_summaries(name)
-    return about
-
-
-def _probes_fitted(context: Context, name: str) -> bool:
-    """Whether everything that the probes are fitted on is there."""
-    return all(context.is_done(c) for probe in context.probes for c in context.fit_cells(name, probe.fit_on))
-
-
-def _write(context: Context, results: RunResults, measured: Measured, runner: _Runner, began: float) -> None:
-    """Write the run's files; run.json alone holds dates and timings."""
-    folder = context.folder
-
-    def put(name: str, text: str) -> None:
-        write_atomically(folder / name, lambda file: file.write_text(text, encoding="utf-8"))
-
-    put(RESULTS, results.to_json())
-    put(TABLE, _csv(results.results))
-    put(GALLERY, json.dumps(measured.gallery, indent=0))
-    usable = [entry.name for entry in context.suite.models if entry.name not in runner.broken]
-    cells = [cell for name in usable for cell in context.cells(name) if context.is_done(cell)]
-    visit = {
-        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - began, 1),
-        "trained": runner.trained,
-        "computed": runner.computed,
-        "reused": runner.reused,
-        "failures": len(runner.failures),
-    }
-    previous = json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
-    run = {
-        "suite": context.suite.model_dump(by_alias=True, mode="json"),
-        "environment": environment(),
-        "seconds": {
-            "training": {n: json.loads(f.read_text())["seconds"] for n, f in _timings(context, usable) if f.is_file()},
-            "cells": {str(c): context.store.meta(context.observation_key(c))["seconds"] for c in cells},
-        },
-        "history": [*previous.get("history", []), visit],
-    }
-    put(RUN, json.dumps(run, indent=1))
-
-
-def _timings(context: Context, names: list[str]) -> list[tuple[str, Path]]:
-    return [(name, context.training[name][-1] / "timing.json") for name in names if name in context.training]
-
-
-def _csv(rows: list[Row]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(Row.model_fields), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: "" if v is None else v for k, v in row.model_dump().items()})
-    return out.getvalue()

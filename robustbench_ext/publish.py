@@ -1,0 +1,174 @@
+"""Writing a run down: results.json and results.csv (no clock in them), run.json (dates and timings), the gallery."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from robustbench_ext import __version__
+from robustbench_ext.evaluate import CLEAN, Context
+from robustbench_ext.files import write_atomically
+from robustbench_ext.measure import Measured, measure, metric_table
+from robustbench_ext.provenance import environment
+from robustbench_ext.results import Failed, Finding, Row, RunResults
+
+RESULTS, TABLE, RUN, GALLERY = "results.json", "results.csv", "run.json", "gallery.json"
+
+
+@dataclass
+class RunLog:
+    """What happened in a run.
+
+    Attributes:
+        failures: parts that could not be computed.
+        broken: models that could not be trained or loaded; refused: models that the preflight does not let through.
+        computed, reused, trained: cells computed, cells that were there already, models trained.
+    """
+
+    failures: list[Failed] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    computed: int = 0
+    reused: int = 0
+    trained: int = 0
+
+
+def previous_suite(folder: Path) -> dict[str, Any] | None:
+    """The suite of the run that the folder holds, if any."""
+    try:
+        suite: dict[str, Any] = json.loads((folder / RUN).read_text())["suite"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return suite
+
+
+def unchanged_results(context: Context) -> RunResults | None:
+    """The folder's results, if they are of this very suite and version; then there is nothing to measure again."""
+    if previous_suite(context.folder) != context.suite.model_dump(by_alias=True, mode="json"):
+        return None
+    try:
+        results = RunResults.read(context.folder / RESULTS)
+    except (OSError, ValueError):
+        return None
+    same = results.generator["version"] == __version__ and not results.failures
+    loaded = {m["name"]: m["fingerprint"] for m in results.models}
+    same &= loaded == {e.name: context.model(e.name).fingerprint for e in context.suite.models}
+    same &= results.data == json.loads(json.dumps(context.data.describe()))
+    return results if same and (context.folder / TABLE).is_file() and (context.folder / GALLERY).is_file() else None
+
+
+def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
+    suite = context.suite
+    usable = [entry.name for entry in suite.models if entry.name not in done.broken]
+    measured = measure(context, usable)
+    findings = [
+        Finding(model=name, name=c.name, status=c.status, message=c.message, hint=c.hint)
+        for name in usable
+        if context.store.has(context.preflight_key(name))
+        for c in context.preflight(name)
+    ]
+    conditions = [{"label": c.label, "kind": c.kind, **c.facts()} for c in context.conditions.values()]
+    probes = [
+        {"label": p.label, "kind": p.kind, "fitted_on": p.fit_on, "name": p.name, "parameters": dict(p.parameters)}
+        for p in context.probes
+    ]
+    results = RunResults(
+        generator={"name": "robustbench-ext", "version": __version__},
+        suite={
+            "name": suite.name,
+            "title": suite.title or suite.name,
+            "description": suite.description,
+            "n": len(context.samples(context.conditions[CLEAN], "test")),
+            "seed": suite.seed,
+        },
+        data=context.data.describe(),
+        models=[_describe(context, name) for name in usable],
+        conditions=[*conditions, *measured.worst_cases],
+        probes=probes,
+        metrics=metric_table(),
+        preflight=findings,
+        results=measured.rows,
+        curves=measured.curves,
+        cost=measured.cost,
+        failures=sorted(done.failures, key=lambda f: f.what),
+        notes=[
+            *(f"{name} was left out: its package is not installed" for name in context.left_out),
+            *(f"{name} was not evaluated: its preflight failed" for name in sorted(done.refused)),
+            *(text for name in usable if _probes_fitted(context, name) for text in context.fit_warnings(name)),
+        ],
+    )
+    return results, measured
+
+
+def _describe(context: Context, name: str) -> dict[str, Any]:
+    entry, loaded = context.entry(name), context.model(name)
+    about: dict[str, Any] = {
+        "name": name,
+        "spec": entry.spec if entry.train is None else entry.train.network,
+        "fingerprint": loaded.fingerprint,
+        "parameters": sum(p.numel() for p in loaded.module.parameters()),
+        "notes": list(loaded.notes),
+    }
+    if entry.train is not None:
+        described = json.loads((context.training[name][-1] / "model.json").read_text())
+        about["training"] = {k: described[k] for k in ("defense", "recipe", "seed", "selected", "curve")}
+    if _probes_fitted(context, name):
+        about["fitted"] = context.fitted_summaries(name)
+    return about
+
+
+def _probes_fitted(context: Context, name: str) -> bool:
+    """Whether everything that the probes are fitted on is there."""
+    return all(context.is_done(c) for probe in context.probes for c in context.fit_cells(name, probe.fit_on))
+
+
+def write_results(context: Context, results: RunResults, measured: Measured, done: RunLog, began: float) -> None:
+    """Write the run's files; run.json alone holds dates and timings."""
+    folder = context.folder
+
+    def put(name: str, text: str) -> None:
+        write_atomically(folder / name, lambda file: file.write_text(text, encoding="utf-8"))
+
+    put(RESULTS, results.to_json())
+    put(TABLE, _csv(results.results))
+    put(GALLERY, json.dumps(measured.gallery, indent=0))
+    usable = [entry.name for entry in context.suite.models if entry.name not in done.broken]
+    cells = [cell for name in usable for cell in context.cells(name) if context.is_done(cell)]
+    visit = {
+        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - began, 1),
+        "trained": done.trained,
+        "computed": done.computed,
+        "reused": done.reused,
+        "failures": len(done.failures),
+    }
+    previous = json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
+    run = {
+        "suite": context.suite.model_dump(by_alias=True, mode="json"),
+        "environment": environment(),
+        "seconds": {
+            "training": {n: json.loads(f.read_text())["seconds"] for n, f in _timings(context, usable) if f.is_file()},
+            "cells": {str(c): context.store.meta(context.observation_key(c))["seconds"] for c in cells},
+        },
+        "history": [*previous.get("history", []), visit],
+    }
+    put(RUN, json.dumps(run, indent=1))
+
+
+def _timings(context: Context, names: list[str]) -> list[tuple[str, Path]]:
+    return [(name, context.training[name][-1] / "timing.json") for name in names if name in context.training]
+
+
+def _csv(rows: list[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(Row.model_fields), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if v is None else v for k, v in row.model_dump().items()})
+    return out.getvalue()
