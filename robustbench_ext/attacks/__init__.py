@@ -1,7 +1,7 @@
 """Attacks: one file each, under one sealed base class; `rbx list attacks` names them all."""
 
 from robustbench_ext.attacks.apgd import APGDCE, APGDDLR, APGDT
-from robustbench_ext.attacks.base import Attack, AttackResult, build_attack
+from robustbench_ext.attacks.base import Attack, AttackResult, Passes, build_attack
 from robustbench_ext.attacks.ensemble import Standard
 from robustbench_ext.attacks.fab import FABT
 from robustbench_ext.attacks.fgsm import FGSM
@@ -18,6 +18,7 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackResult",
+    "Passes",
     "Square",
     "Standard",
     "Threat",

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_ext.attacks.base import Attack
+from robustbench_ext.attacks.base import Attack, Passes
 from robustbench_ext.attacks.losses import Loss, dlr_targeted, get_loss, rivals
 from robustbench_ext.attacks.search import Search
 from robustbench_ext.attacks.threat import flat_norm, per_sample
@@ -62,6 +62,14 @@ class APGD(Attack):
             )
         if not 0 < self.rho < 1:
             raise ConfigError(f"{self.name}: rho = {self.rho}, expected a number between 0 and 1")
+
+    def cost(self, num_classes: int) -> Passes:
+        runs = self.restarts * self._runs(num_classes)
+        return Passes(runs * (self.steps + 1), runs * (self.steps if self.stop == "broken" else self.steps + 1))
+
+    def _runs(self, num_classes: int) -> int:
+        """Runs of one restart."""
+        return 1
 
     def _run(self, search: Search) -> None:
         for restart in range(self.restarts):
@@ -171,6 +179,9 @@ class APGDT(APGD):
 
     name: ClassVar[str] = "apgd-t"
     loss: ClassVar[str] = "dlr"
+
+    def _runs(self, num_classes: int) -> int:
+        return min(self.targets, num_classes - 1)
 
     def _objective(self, search: Search, target: Tensor | None) -> Loss:
         if target is None:

@@ -59,6 +59,17 @@ class AttackResult:
         return AttackResult(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Forward and backward passes that a sample may cost, beside the clean pass that all attacks share."""
+
+    forwards: int
+    backwards: int
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forwards + other.forwards, self.backwards + other.backwards)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """An attack with its parameters.
@@ -101,6 +112,10 @@ class Attack(ABC):
     def spec(self) -> dict[str, Any]:
         """All that a result depends on, as JSON-like values."""
         return {"attack": self.name, "version": self.version, **asdict(self)}
+
+    def cost(self, num_classes: int) -> Passes | None:
+        """The most passes that a sample which nothing breaks can cost; None where it cannot be said beforehand."""
+        return None
 
     @final
     def __call__(

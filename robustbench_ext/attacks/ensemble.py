@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_ext.attacks.apgd import APGDCE, APGDT
-from robustbench_ext.attacks.base import Attack, AttackResult
+from robustbench_ext.attacks.base import Attack, AttackResult, Passes
 from robustbench_ext.attacks.fab import FABT
 from robustbench_ext.attacks.search import Search
 from robustbench_ext.attacks.square import Square
@@ -40,6 +40,15 @@ class Ensemble(Attack):
     def members(self) -> tuple[str, ...]:
         """The members' names, in order: what `AttackResult.broken_by` counts."""
         return tuple(attack.name for attack in self.attacks)
+
+    def cost(self, num_classes: int) -> Passes | None:
+        total = Passes(0, 0)
+        for attack in self.attacks:
+            part = attack.cost(num_classes)
+            if part is None:
+                return None
+            total = total + part
+        return total
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_ext.attacks.base import Attack
+from robustbench_ext.attacks.base import Attack, Passes
 from robustbench_ext.attacks.losses import margin_targeted, rivals
 from robustbench_ext.attacks.projections import to_hyperplane
 from robustbench_ext.attacks.search import Search
@@ -53,6 +53,11 @@ class FABT(Attack):
         super().__post_init__()
         if self.steps < 1 or self.targets < 1:
             raise ConfigError(f"fab-t: steps = {self.steps}, targets = {self.targets}; expected at least 1 of each")
+
+    def cost(self, num_classes: int) -> Passes:
+        runs = min(self.targets, num_classes - 1)
+        # An iterate that crosses is looked at twice: with gradients where that was not foreseen.
+        return Passes(runs * (2 * self.steps + 1), runs * 2 * self.steps)
 
     def _run(self, search: Search) -> None:
         classes = rivals(search.clean_logits, search.labels, self.targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from robustbench_ext.attacks.base import Attack
+from robustbench_ext.attacks.base import Attack, Passes
 from robustbench_ext.attacks.losses import get_loss
 from robustbench_ext.attacks.search import Search
 
@@ -27,6 +27,9 @@ class FGSM(Attack):
 
     name: ClassVar[str] = "fgsm"
     reference: ClassVar[str] = "arXiv 1412.6572"
+
+    def cost(self, num_classes: int) -> Passes:
+        return Passes(2, 1)
 
     def _run(self, search: Search) -> None:
         _, _, gradient = search.gradient(search.x, get_loss(self.loss))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from robustbench_ext.attacks.base import Attack
+from robustbench_ext.attacks.base import Attack, Passes
 from robustbench_ext.attacks.losses import get_loss
 from robustbench_ext.attacks.search import Search
 from robustbench_ext.errors import ConfigError
@@ -40,6 +40,9 @@ class PGD(Attack):
         if self.steps < 1 or self.restarts < 1:
             raise ConfigError(f"pgd: steps = {self.steps}, restarts = {self.restarts}; expected at least 1 of each")
         get_loss(self.loss)
+
+    def cost(self, num_classes: int) -> Passes:
+        return Passes(self.restarts * (self.steps + 1), self.restarts * self.steps)
 
     def _run(self, search: Search) -> None:
         loss, threat = get_loss(self.loss), search.threat

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_ext.attacks.base import Attack
+from robustbench_ext.attacks.base import Attack, Passes
 from robustbench_ext.attacks.losses import margin
 from robustbench_ext.attacks.search import Search
 from robustbench_ext.attacks.threat import flat_norm, per_sample
@@ -62,6 +62,9 @@ class Square(Attack):
             )
         if not 0 < self.p_init <= 1:
             raise ConfigError(f"square: p_init = {self.p_init}, expected a number in (0, 1]")
+
+    def cost(self, num_classes: int) -> Passes:
+        return Passes(self.restarts * self.queries, 0)
 
     def _run(self, search: Search) -> None:
         for restart in range(self.restarts):

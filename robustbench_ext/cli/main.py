@@ -12,6 +12,7 @@ from robustbench_ext.cli.check import check
 from robustbench_ext.cli.console import USAGE, complain
 from robustbench_ext.cli.doctor import doctor
 from robustbench_ext.cli.list import list_
+from robustbench_ext.cli.plan import plan
 from robustbench_ext.cli.report import report
 from robustbench_ext.cli.run import run as run_command
 from robustbench_ext.cli.train import train
@@ -27,6 +28,7 @@ app = typer.Typer(
     epilog="Start with: rbx run quickstart --out runs/quickstart",
 )
 app.command("run")(run_command)
+app.command("plan")(plan)
 app.command("train")(train)
 app.command("check")(check)
 app.command("list")(list_)
