@@ -28,6 +28,18 @@ ATTACKS = Registry(
             {"norms": ("Linf", "L2"), "access": "white", "stochastic": True},
         ),
         Entry(
+            "mi-fgsm",
+            f"{_A}.mifgsm:MIFGSM",
+            "gradient ascent with momentum, from the clean input",
+            {"norms": ("Linf", "L2"), "access": "white", "stochastic": False},
+        ),
+        Entry(
+            "random-noise",
+            f"{_A}.noise:RandomNoise",
+            "random points of the threat model: a control that every attack must beat",
+            {"norms": ("Linf", "L2"), "access": "decision", "stochastic": True},
+        ),
+        Entry(
             "apgd-ce",
             f"{_A}.apgd:APGDCE",
             "projected gradient ascent with an adaptive step size, cross-entropy loss",

@@ -5,6 +5,8 @@ from robustbench_ext.attacks.base import Attack, AttackResult, Passes, build_att
 from robustbench_ext.attacks.ensemble import Standard
 from robustbench_ext.attacks.fab import FABT
 from robustbench_ext.attacks.fgsm import FGSM
+from robustbench_ext.attacks.mifgsm import MIFGSM
+from robustbench_ext.attacks.noise import RandomNoise
 from robustbench_ext.attacks.pgd import PGD
 from robustbench_ext.attacks.square import Square
 from robustbench_ext.attacks.threat import Threat
@@ -15,10 +17,12 @@ __all__ = [
     "APGDT",
     "FABT",
     "FGSM",
+    "MIFGSM",
     "PGD",
     "Attack",
     "AttackResult",
     "Passes",
+    "RandomNoise",
     "Square",
     "Standard",
     "Threat",

@@ -71,20 +71,20 @@ class Square(Attack):
             search.restart()
             if search.done:
                 return
-            random = search.random.child(f"restart {restart}")
+            # The stream of the samples that stand now; those of them that still stand later are found by their position.
+            random, positions = search.random.child(f"restart {restart}"), search.index
             if self.norm == "Linf":
-                self._linf(search, random)
+                self._linf(search, random, positions)
             else:
-                self._l2(search, random)
+                self._l2(search, random, positions)
 
-    def _linf(self, search: Search, random: SampleRandom) -> None:
+    def _linf(self, search: Search, random: SampleRandom, positions: Tensor) -> None:
         n, channels, height, width = search.x.shape
         stripes = _signs(random.child("stripes").bits(channels * width)).view(n, channels, 1, width)
         current = search.threat.project(search.x + self.eps * stripes, search.x)
         best, kept, current = self._begin(search, current)
         # What a square is set to: the two faces of the ball, inside the box.
         faces = torch.stack([(search.x - self.eps).clamp_min(0.0), (search.x + self.eps).clamp_max(1.0)])
-        positions = search.index
         for block in range(0, self.queries - 1, _BLOCK):
             rows = _lookup(positions, search.index)
             draws = random.select(rows).bits(3 * _BLOCK, step=block // _BLOCK).view(-1, _BLOCK, 3)
@@ -114,11 +114,10 @@ class Square(Attack):
         if not search.done:
             search.submit(current, kept)
 
-    def _l2(self, search: Search, random: SampleRandom) -> None:
+    def _l2(self, search: Search, random: SampleRandom, positions: Tensor) -> None:
         height, width = search.x.shape[2:]
         current = self._onto_sphere(search, _bumps(search.x, random.child("bumps")))
         best, kept, current = self._begin(search, current)
-        positions = search.index
         for block in range(0, self.queries - 1, _BLOCK):
             rows = _lookup(positions, search.index)
             draws = random.select(rows).bits(6 * _BLOCK, step=block // _BLOCK).view(-1, _BLOCK, 6)
