@@ -12,7 +12,6 @@ import multiprocessing.context
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -72,14 +71,15 @@ def _worker() -> None:
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_follow, daemon=True).start()
 
 
-def _watch(parent: int) -> None:
-    """End the worker when the process that started it is gone, however that ended."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
+def _follow() -> None:
+    """End the worker when the run's own process is gone, however that ended (the fork server would not notice)."""
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()
+        os._exit(1)
 
 
 def _start_method(long: bool) -> multiprocessing.context.BaseContext:

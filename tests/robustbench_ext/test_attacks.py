@@ -463,3 +463,14 @@ def test_apgd_follows_the_algorithm_step_by_step(digits_test):
         assert len(path) == len(expected)
         for k, (found, wanted) in enumerate(zip(path, expected, strict=True)):
             assert torch.allclose(found, wanted, atol=1e-6), f"sample {i}, iterate {k}"
+
+
+def test_mi_fgsm_equals_torchattacks(mnist_model, mnist_test):
+    """Both are deterministic: the same iterates, so the same verdicts but for rounding at the boundary."""
+    x, y, ids = (v[:300] for v in mnist_test)
+    ours = build_attack("mi-fgsm", eps=0.1, steps=10, step_size=0.02, stop="never")(mnist_model, x, y, ids=ids)
+    options = {"steps": 10, "alpha": 0.02}
+    theirs = build_attack("torchattacks:MIFGSM", eps=0.1, options=options)(mnist_model, x, y, ids=ids)
+    assert 30 < int(ours.broken.sum()) < 290
+    assert int((theirs.broken & ~ours.broken).sum()) <= 1  # ours also counts iterates before the last
+    assert int((ours.broken & ~theirs.broken).sum()) <= 5

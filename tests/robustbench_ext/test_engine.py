@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,3 +298,51 @@ class Exits(Net):
         assert "Odd: 1-2" in failed["Net · pgd Linf 0.1"]
         assert "SystemExit" in failed["Exits · pgd Linf 0.1"]
         assert summary.results.find(model="Net", condition="gaussian-noise 1", metric="accuracy")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_with_the_run_that_started_them(tmp_path, tiny_suite):
+    tiny_suite["models"][0]["train"]["recipe"]["epochs"] = 400  # long enough to be killed in the middle
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_suite))
+    command = [
+        sys.executable,
+        "-m",
+        "robustbench_ext.cli.main",
+        "run",
+        "tiny.yaml",
+        "--executor",
+        "local",
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+
+    def session():
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and os.getsid(int(entry.name)) == process.pid:
+                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                    if state != "Z":
+                        found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def wait_for(condition, seconds):
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return condition()
+
+    try:
+        assert wait_for(lambda: list(tmp_path.rglob("progress.json")), 60), "training did not start"
+        assert len(session()) >= 3
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert wait_for(lambda: not session(), 20), "workers outlived their run"
+    finally:
+        for pid in session():
+            os.kill(pid, signal.SIGKILL)
