@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses import PGDAT, TRADES, Standard
-from defenses.trainer import Architecture, Recipe, train
+from defenses.trainer import Architecture, Recipe, train, training_key
 from robustbench_ext.attacks.apgd import APGDCE, APGDT
 from robustbench_ext.attacks.ensemble import Standard as StandardEnsemble
 from robustbench_ext.attacks.fab import FABT
@@ -84,8 +84,9 @@ def main() -> None:
     rows, verdicts = [], {"id": test.ids.tolist()}
     for case in options.cases:
         defense, network, recipe, norm, eps = CASES[case]
-        folder = options.models / case.replace(" ", "-").replace(",", "")
-        train(defense, Architecture(network, data.shape, 10), data, Recipe(**recipe), folder)
+        architecture = Architecture(network, data.shape, 10)
+        folder = options.models / training_key(defense, architecture, data, Recipe(**recipe), 0)
+        train(defense, architecture, data, Recipe(**recipe), folder)
         model = load_model(str(folder)).module.eval()
         for part in options.parts:
             runs = {"ours": ours(part, model, norm, eps), "reference": reference(part, model, norm, eps)}
