@@ -403,7 +403,7 @@ def plain_apgd(model, x, y, eps, start, steps, rho=0.75, alpha=0.75):
     def look(z):
         z = z.clone().requires_grad_(True)
         value = nn.functional.cross_entropy(model(z), y)
-        return float(value), torch.autograd.grad(value, z)[0]
+        return float(value.detach()), torch.autograd.grad(value, z)[0]
 
     def project(z):
         return torch.minimum(torch.maximum(z, x - eps), x + eps).clamp(0, 1)
