@@ -148,8 +148,6 @@ class Validation:
 
     clean: float
     robust: float
-    n_clean: int
-    n_robust: int
 
 
 def validate(model: nn.Module, split: Split, recipe: Recipe, seed: int, batch_size: int = 500) -> Validation:
@@ -166,7 +164,7 @@ def validate(model: nn.Module, split: Split, recipe: Recipe, seed: int, batch_si
         model, attacked.images(slice(0, n)), labels[:n], ids=attacked.ids, seed=seed, clean_logits=scores[:n]
     )
     clean = float((scores.argmax(1) == labels).float().mean())
-    return Validation(clean, float((~result.broken).float().mean()), len(split), n)
+    return Validation(clean, float((~result.broken).float().mean()))
 
 
 def _order(split: Split, seed: int, epoch: int) -> np.ndarray:

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from robustbench_ext.errors import ConfigError, unknown_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -61,22 +60,12 @@ def margin_targeted(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
     return _pick(logits, target) - _pick(logits, labels)
 
 
-def cross_entropy_targeted(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-    """log p_t."""
-    return -F.cross_entropy(logits, target, reduction="none")
-
-
 def joint_energy(logits: Tensor, labels: Tensor) -> Tensor:
     """E(x, y) = -z_y: the true class's evidence, whatever the others do."""
     return -_pick(logits, labels)
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "margin": margin, "joint-energy": joint_energy}
-TARGETED_LOSSES: dict[str, TargetedLoss] = {
-    "ce": cross_entropy_targeted,
-    "dlr": dlr_targeted,
-    "margin": margin_targeted,
-}
 
 
 def get_loss(name: str) -> Loss:

@@ -9,7 +9,7 @@ from typing import Any
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.numbers import parse_number
 
-FINE, CHECK_FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 4, 130
+CHECK_FAILED, USAGE, PARTIAL, INTERRUPTED = 1, 2, 4, 130
 
 
 def complain(message: str) -> None:

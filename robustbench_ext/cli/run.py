@@ -73,7 +73,8 @@ def run(
     if not (idle and all(file.is_file() for file in written.values())):
         say("writing the report")
         written = write_reports(folder)
-    _print_summary(summary)
+    if summary.results.results:
+        _print_summary(summary)
     for finding in summary.results.preflight:
         if finding.status != "pass":
             paragraph(f"{finding.status}: {finding.model}: {finding.name}: {finding.message}. {finding.hint}")
