@@ -62,7 +62,8 @@ def run(
         raise typer.Exit(INTERRUPTED) from None
     finally:
         lines.clear()
-    idle = summary.computed == summary.trained == 0 and not summary.failures
+    # A model that the preflight refused has no cells: then nothing was reused either, and "nothing to do" would mislead.
+    idle = summary.computed == summary.trained == 0 and summary.reused > 0 and not summary.failures
     if idle:
         say(f"nothing to compute: all {summary.reused} cells were there already")
     else:

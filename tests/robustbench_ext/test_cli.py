@@ -139,6 +139,7 @@ def test_a_run_whose_preflight_fails_or_whose_cells_fail_says_so(tmp_path, tiny_
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tiny_suite))
     checked = shell("run", "a.yaml", "--out", "a", cwd=tmp_path)
     assert checked.returncode == 1
+    assert "nothing to compute" not in checked.stderr
     assert "Not to be trusted" in (tmp_path / "a" / "report.html").read_text()
     tiny_suite["conditions"].append({"attack": "fgsm", "eps": 0.1})
     tiny_suite["models"] = [{"name": "f", "spec": "nets.py:Fragile"}]
