@@ -28,6 +28,7 @@ class _Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.generator_states: set[bytes] = set()  # of torch's global generator, at every pass
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.body = nn.Sequential(
@@ -36,11 +37,12 @@ class _Network(nn.Module):
             self.head = nn.Linear(128, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.generator_states.add(torch.get_rng_state().numpy().tobytes())
         logits: Tensor = 3.0 * self.head(self.body(x))
         return logits
 
 
-def example() -> tuple[nn.Module, Tensor, Tensor, list[str]]:
+def example() -> tuple[_Network, Tensor, Tensor, list[str]]:
     """A model in training mode, inputs, labels (its own predictions but for four planted errors), ids."""
     model = _Network()
     ids = [f"check:{i}" for i in range(SAMPLES)]
@@ -70,7 +72,12 @@ def check_attack(attack: Attack, flips: int = 1) -> None:
     """
     model, x, y, ids = example()
     state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.generator_states.clear()
     result = attack(model, x, y, ids=ids, seed=1)
+    _expect(
+        not attack.per_sample_draws or len(model.generator_states) == 1,
+        "random draws must come from search.random, not from torch's global generator (or say per_sample_draws = False)",
+    )
     size = flat_norm(result.x_adv - x, attack.norm)
     _expect(float(size.max()) <= attack.eps + TOLERANCE, f"returned inputs must stay within {attack.threat()}")
     _expect(float(result.x_adv.min()) >= 0 and float(result.x_adv.max()) <= 1, "returned inputs must stay in [0, 1]")
@@ -100,7 +107,8 @@ def check_attack(attack: Attack, flips: int = 1) -> None:
     cost = attack.cost(CLASSES)
     if cost is not None:
         _expect(
-            int(result.forwards.max()) <= cost.forwards + 1, "no sample may cost more forward passes than cost() says"
+            int(result.forwards.max()) <= cost.forwards + attack.draws,
+            "no sample may cost more forward passes than cost() says",
         )
         _expect(
             int(result.backwards.max()) <= cost.backwards, "no sample may cost more backward passes than cost() says"

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_ext.attacks.base import Attack, Passes
-from robustbench_ext.attacks.losses import Loss, dlr_targeted, get_loss, rivals
+from robustbench_ext.attacks.base import Passes, Targeted
+from robustbench_ext.attacks.losses import Loss, dlr_targeted, rivals
 from robustbench_ext.attacks.search import Search
 from robustbench_ext.attacks.threat import flat_norm, per_sample
 from robustbench_ext.errors import ConfigError
@@ -35,7 +35,7 @@ def checkpoints(steps: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(Attack):
+class APGD(Targeted):
     """Adaptive PGD; see `APGDCE`, `APGDDLR`, `APGDT`.
 
     Args:
@@ -65,7 +65,9 @@ class APGD(Attack):
 
     def cost(self, num_classes: int) -> Passes:
         runs = self.restarts * self._runs(num_classes)
-        return Passes(runs * (self.steps + 1), runs * (self.steps if self.stop == "broken" else self.steps + 1))
+        backwards = runs * (self.steps if self.stop == "broken" else self.steps + 1)
+        looks = 1 if self.draws == 1 and self.precision == "float32" else 2  # such apparent breaks are looked at again
+        return Passes(looks * self.draws * runs * (self.steps + 1), self.draws * backwards)
 
     def _runs(self, num_classes: int) -> int:
         """Runs of one restart."""
@@ -89,7 +91,7 @@ class APGD(Attack):
         return search.threat.project(search.x + self.eps * direction / per_sample(length, direction), search.x)
 
     def _objective(self, search: Search, target: Tensor | None) -> Loss:
-        return get_loss(self.loss)
+        return search.objective(self.loss)
 
     def _climb(self, search: Search, run: int, target: Tensor | None = None) -> None:
         """One run. `target` holds a class per sample of the whole batch, for targeted losses."""
@@ -105,7 +107,7 @@ class APGD(Attack):
         rises = torch.zeros_like(value)
         best_then, halved_then = best_value, torch.ones_like(value, dtype=torch.bool)
         marks = set(checkpoints(self.steps))
-        period_start = 0
+        period_start, late = 0, int(0.9 * self.steps)
         for iteration in range(self.steps):
             if search.done:
                 return
@@ -120,6 +122,8 @@ class APGD(Attack):
             last_value = value
             logits, value, gradient = search.gradient(x, self._objective(search, target))
             rises = rises + (value > last_value)
+            if iteration == late:
+                search.mark()
             state = (
                 x,
                 previous,
@@ -181,15 +185,18 @@ class APGDT(APGD):
     loss: ClassVar[str] = "dlr"
 
     def _runs(self, num_classes: int) -> int:
-        return min(self.targets, num_classes - 1)
+        return min(self.targets, num_classes - 1) if self.target == "none" else 1
 
     def _objective(self, search: Search, target: Tensor | None) -> Loss:
         if target is None:
-            return get_loss(self.loss)
+            return search.objective(self.loss)
         wanted = target[search.index]
         return lambda logits, labels: dlr_targeted(logits, labels, wanted)
 
     def _run(self, search: Search) -> None:
+        if self.target != "none":
+            super()._run(search)
+            return
         classes = rivals(search.clean_logits, search.labels, self.targets)
         for restart in range(self.restarts):
             for rank in range(classes.shape[1]):

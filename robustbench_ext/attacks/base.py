@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_ext.attacks.search import Search, Stop
+from robustbench_ext.attacks.losses import rivals
+from robustbench_ext.attacks.search import PRECISIONS, Keep, Search, Stop, mean_logits
 from robustbench_ext.attacks.threat import TOLERANCE, Threat, flat_norm
 from robustbench_ext.catalog import ATTACKS
 from robustbench_ext.errors import ConfigError, DataError, ThreatModelError, unknown_name
@@ -28,6 +30,7 @@ from robustbench_ext.models.contract import (
     frozen_eval,
     refuse_probabilities,
 )
+from robustbench_ext.models.inference import shared_copies
 from robustbench_ext.numbers import read_numbers
 from robustbench_ext.randomness import SampleRandom, sample_keys
 
@@ -44,6 +47,10 @@ class AttackResult:
         forwards, backwards: int32 (N,), passes spent on each sample, the clean forward included where it was needed.
         broken_by: int16 (N,), which member of an ensemble broke the sample (see `Attack.members`); -1 where the clean
             input is misclassified or nothing broke it.
+        reached: bool (N,), the attack's goal is reached: `broken`, or for a targeted attack the target class.
+        late_gain: (N,), the share of the gain in loss that came in the last tenth of the iterations; NaN where the
+            attack does not say, or was done before.
+        extra: further columns (N,) of single attacks.
     """
 
     x_adv: Tensor
@@ -53,10 +60,17 @@ class AttackResult:
     forwards: Tensor
     backwards: Tensor
     broken_by: Tensor
+    reached: Tensor
+    late_gain: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, index: Tensor) -> AttackResult:
         """The result of some of the samples."""
-        return AttackResult(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        extra = {name: column[index] for name, column in self.extra.items()}
+        return AttackResult(**{name: getattr(self, name)[index] for name in COLUMNS}, extra=extra)
+
+
+COLUMNS = tuple(f.name for f in fields(AttackResult) if f.name != "extra")
 
 
 @dataclass(frozen=True)
@@ -81,15 +95,23 @@ class Attack(ABC):
             needs. "never": go on to the end and return the input of highest cross-entropy among the misclassified ones
             (or among all, where none is), which is what calibration, energies and detection under a full-strength attack
             need. Samples that are misclassified clean are never attacked: they count as broken as they are.
+        draws: passes of each look at the model. More than 1 for randomised models: gradients and predictions are means
+            over draws (expectation over transformations), and a break must be confirmed by fresh ones.
+        precision: "float32", or "bfloat16": gradients are taken at lower precision (faster on devices made for it). A sample
+            counts as broken only when the float32 model confirms it.
     """
 
     eps: float
     norm: str = "Linf"
     stop: Stop = "broken"
+    draws: int = 1
+    precision: str = "float32"
 
     name: ClassVar[str]
     version: ClassVar[int] = 1  # part of every record's key: raise it when results change
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    whole: ClassVar[bool] = False  # True: needs all samples at once, not chunk by chunk
+    keep: ClassVar[Keep] = "loss"  # "norm": return the smallest perturbation that reaches the goal
     access: ClassVar[str] = "white"
     stochastic: ClassVar[bool] = False
     per_sample_draws: ClassVar[bool] = True  # False: random draws depend on the composition of the batch
@@ -103,6 +125,10 @@ class Attack(ABC):
             )
         if self.stop not in ("broken", "never"):
             raise ConfigError(f"{self.name}: stop = {self.stop!r}, expected 'broken' or 'never'")
+        if self.draws < 1:
+            raise ConfigError(f"{self.name}: draws = {self.draws}, expected at least 1")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"{self.name}: precision = {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         self.threat()
 
     def threat(self) -> Threat:
@@ -111,7 +137,8 @@ class Attack(ABC):
 
     def spec(self) -> dict[str, Any]:
         """All that a result depends on, as JSON-like values."""
-        return {"attack": self.name, "version": self.version, **asdict(self)}
+        values = {"attack": self.name, "version": self.version, **asdict(self)}
+        return values if self.eps < float("inf") else {**values, "eps": None}  # JSON has no infinity
 
     def cost(self, num_classes: int) -> Passes | None:
         """The most passes that a sample which nothing breaks can cost; None where it cannot be said beforehand."""
@@ -153,20 +180,21 @@ class Attack(ABC):
         keys = sample_keys(range(len(x)) if ids is None else list(ids)).to(device)
         if not len(x):
             raise DataError("no inputs: at least one sample is needed")
-        with frozen_eval(model):
-            paid = clean_logits is not None
-            if clean_logits is None:
+        # A model's own random draws come from torch's generators: seeded here, and given back as they were.
+        with frozen_eval(model), seeded(seed, device), shared_copies():
+            paid = 0
+            if clean_logits is None or self.draws > 1:
+                paid = self.draws
                 with torch.no_grad():
                     parts = [
                         x[start : start + batch_size].to(device, copy=True) for start in range(0, len(x), batch_size)
                     ]
-                    clean_logits = torch.cat([check_logits(model(part), len(part)) for part in parts])
+                    clean_logits = torch.cat([mean_logits(model, part, self.draws) for part in parts])
             clean_logits = check_logits(clean_logits.to(device), len(x))
             check_labels(y, clean_logits.shape[1], len(x))
             refuse_probabilities(clean_logits)
             result = self._all(model, x, y, keys, seed, clean_logits, batch_size)
-        if not paid:
-            result.forwards.add_(1)
+        result.forwards.add_(paid)
         return result
 
     @property
@@ -184,13 +212,27 @@ class Attack(ABC):
             rows = slice(start, start + batch_size)
             random = SampleRandom(seed, keys[rows], self.name)
             results.append(self._batch(model, x[rows].to(device), y[rows].to(device), random, clean_logits[rows]))
-        return AttackResult(**{f.name: torch.cat([getattr(r, f.name) for r in results]) for f in fields(AttackResult)})
+        columns: dict[str, Any] = {name: torch.cat([getattr(r, name) for r in results]) for name in COLUMNS}
+        return AttackResult(**columns)
 
     def _batch(
         self, model: nn.Module, x: Tensor, y: Tensor, random: SampleRandom, clean_logits: Tensor
     ) -> AttackResult:
         threat = self.threat()
-        search = Search(model, x, y, threat, random, self.stop, clean_logits)
+        target = self._target(clean_logits, y, random)
+        search = Search(
+            model,
+            x,
+            y,
+            threat,
+            random,
+            self.stop,
+            clean_logits,
+            target=target,
+            keep=self.keep,
+            draws=self.draws,
+            precision=self.precision,
+        )
         if self.eps > 0 and not search.done:
             self._run(search)
         ball, box = threat.excess(search.best, x)
@@ -202,12 +244,74 @@ class Attack(ABC):
         norms = flat_norm(search.best - x, self.norm)
         by = torch.where(search.broken & ~search.wrong_clean, 0, -1).to(torch.int16)
         return AttackResult(
-            search.best, search.best_logits, search.broken, norms, search.forwards, search.backwards, by
+            search.best,
+            search.best_logits,
+            search.broken,
+            norms,
+            search.forwards,
+            search.backwards,
+            by,
+            search.reached,
+            search.late_gain(),
         )
+
+    def _target(self, clean_logits: Tensor, y: Tensor, random: SampleRandom) -> Tensor | None:
+        """The class that each sample is to become, (N,), or None: any mistake will do. See `Targeted`."""
+        return None
 
     @abstractmethod
     def _run(self, search: Search) -> None:
         """Search for adversarial inputs: submit candidates, stop when `search.done`."""
+
+
+TARGETS = ("none", "least-likely", "most-likely", "next", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targeted(Attack):
+    """An attack that may be given a class to reach.
+
+    Args:
+        target: "none" (default): any mistake will do. "least-likely", "most-likely": of the wrong classes, by the clean
+            logits. "next": label + 1. "random": uniform among the wrong classes. Or a class number. A targeted attack
+            goes on until the target is reached; `AttackResult.reached` says for whom it was, `broken` still means any
+            mistake. Samples whose label is the target are left alone.
+    """
+
+    target: str | int = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.target, str) and self.target.isdigit():
+            object.__setattr__(self, "target", int(self.target))
+        wrong = self.target < 0 if isinstance(self.target, int) else self.target not in TARGETS
+        if wrong or isinstance(self.target, bool):
+            raise ConfigError(f"{self.name}: target = {self.target!r}, expected a class number or {', '.join(TARGETS)}")
+
+    def _target(self, clean_logits: Tensor, y: Tensor, random: SampleRandom) -> Tensor | None:
+        classes = clean_logits.shape[1]
+        if self.target == "none":
+            return None
+        if isinstance(self.target, int):
+            if self.target >= classes:
+                raise ConfigError(f"{self.name}: target = {self.target}, but the model has {classes} outputs")
+            return torch.full_like(y, self.target)
+        if self.target == "next":
+            return (y + 1) % classes
+        if self.target == "random":
+            draw = random.child("target").bits(1)[:, 0] % (classes - 1)
+            return (y + 1 + draw) % classes
+        if self.target == "most-likely":
+            return rivals(clean_logits, y, 1)[:, 0]
+        return clean_logits.scatter(1, y[:, None], torch.inf).argmin(dim=1)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators set to `seed` inside the block, and as they were after it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def build_attack(name: str, **parameters: Any) -> Attack:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from robustbench_ext.attacks.threat import Threat
 from robustbench_ext.models.contract import frozen_eval
+from robustbench_ext.models.gradients import InputGradients
 from robustbench_ext.randomness import SampleRandom
 
 Objective = Literal["ce", "kl"]
@@ -52,7 +53,7 @@ class InnerAttack:
             candidates = self.threat.random_point(x, random, step=step)
         else:
             candidates = x + 0.001 * random.normal(x.shape[1:], step=step)
-        with frozen_eval(model):
+        with frozen_eval(model), InputGradients():
             model.train(self.mode == "train")
             target = None
             if self.objective == "kl":

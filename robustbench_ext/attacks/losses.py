@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from robustbench_ext.errors import ConfigError, unknown_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -65,7 +66,37 @@ def joint_energy(logits: Tensor, labels: Tensor) -> Tensor:
     return -_pick(logits, labels)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "margin": margin, "joint-energy": joint_energy}
+def marginal_energy(logits: Tensor, labels: Tensor) -> Tensor:
+    """E(x) = -logsumexp z: raised, the input looks unlike the training data, whatever its class.
+
+    The third energy, E(x, y) - E(x), is the cross-entropy (see arXiv 2407.06315).
+    """
+    return -torch.logsumexp(logits, dim=1)
+
+
+def ce_targeted(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    """log p_t: the target's own cross-entropy, with the sign turned."""
+    return -cross_entropy(logits, target)
+
+
+def joint_energy_targeted(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    """-E(x, t) = z_t: the target's evidence, whatever the others do."""
+    return _pick(logits, target)
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "dlr": dlr,
+    "margin": margin,
+    "joint-energy": joint_energy,
+    "marginal-energy": marginal_energy,
+}
+TARGETED_LOSSES: dict[str, TargetedLoss] = {
+    "ce": ce_targeted,
+    "dlr": dlr_targeted,
+    "margin": margin_targeted,
+    "joint-energy": joint_energy_targeted,
+}
 
 
 def get_loss(name: str) -> Loss:
@@ -73,6 +104,20 @@ def get_loss(name: str) -> Loss:
     if name not in LOSSES:
         raise ConfigError(unknown_name("attack loss", name, LOSSES))
     return LOSSES[name]
+
+
+def get_targeted_loss(name: str) -> TargetedLoss:
+    """The targeted loss of that name, which takes the target class as its third argument."""
+    if name not in TARGETED_LOSSES:
+        raise ConfigError(f"a targeted attack has no loss '{name}': expected one of {', '.join(TARGETED_LOSSES)}")
+    return TARGETED_LOSSES[name]
+
+
+def check_loss(name: str, target: str | int) -> None:
+    """Raise ConfigError for a loss that does not exist or, where there is a target, has no targeted form."""
+    get_loss(name)
+    if target != "none":
+        get_targeted_loss(name)
 
 
 def rivals(clean_logits: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -16,34 +16,33 @@ _MOST_STEPS = 40
 
 
 def to_hyperplane(x: Tensor, w: Tensor, b: Tensor, norm: str) -> Tensor:
-    """The perturbation d, (N, D), of least norm that takes x onto {z: w.z = b} within the box.
+    """The perturbation d, like x, of least norm that takes each x onto {z: w.z = b} within the box.
 
     Where the plane does not meet the box, d goes as far towards it as the box allows.
 
     Args:
-        x: (N, D) in [0, 1]; w: (N, D); b: (N,).
+        x: (..., N, D) in [0, 1]: any number of points for each plane; w: (N, D); b: (N,).
     """
-    gap = (w * x).sum(dim=1) - b
-    towards = -gap.sign()[:, None] * w.sign()
-    room = torch.where(towards > 0, 1.0 - x, x)
+    gap = (w * x).sum(dim=-1) - b
     weight = w.abs()
-    # Written for both norms: a coordinate moves by min(t * speed, room).
-    speed = torch.ones_like(weight) if norm == "Linf" else weight
-    rate = weight * speed
+    towards = -gap.sign()[..., None] * w.sign()
+    room = (towards.clamp_min(0.0) - x).abs_()  # 1 - x where a coordinate grows, x where it falls
+    # Written for both norms: a coordinate moves by min(t * speed, room) and covers min(t * rate, way).
+    rate = weight if norm == "Linf" else weight.square()
     way = weight * room
-    limit = room if norm == "Linf" else room / speed.clamp_min(1e-30)  # t at which a coordinate reaches the box
     needed = gap.abs()
-    t = needed / rate.sum(dim=1).clamp_min(1e-30)
-    reachable = way.sum(dim=1) > needed
+    t = needed / rate.sum(dim=-1).clamp_min(1e-30)
+    reachable = way.sum(dim=-1) > needed
     for _ in range(_MOST_STEPS):
-        stopped = limit < t[:, None]
-        covered = torch.where(stopped, way, 0.0).sum(dim=1)
-        slope = torch.where(stopped, 0.0, rate).sum(dim=1)
-        following = torch.where(reachable, (needed - covered) / slope.clamp_min(1e-30), t)
+        covered = torch.minimum(t[..., None] * rate, way)
+        missing = needed - covered.sum(dim=-1)
+        # The sign is 0 for coordinates at the box and 1 for the others (comparisons and `where` are several times slower).
+        slope = (way - covered).sign_().mul_(rate).sum(dim=-1)
+        following = t + missing / slope.clamp_min(1e-30)
         # In exact arithmetic t only grows; once nothing grows any more the root is reached.
-        grows = reachable & (following > t * (1 + 1e-6))
+        grows = reachable & (slope > 0) & (following > t * (1 + 1e-6))
         if not bool(grows.any()):
             break
         t = torch.where(grows, following, t)
-    move = torch.minimum(t[:, None] * speed, room)
-    return towards * torch.where(reachable[:, None], move, room)
+    move = torch.minimum(t[..., None] * (torch.ones_like(weight) if norm == "Linf" else weight), room)
+    return towards * torch.where(reachable[..., None], move, room)

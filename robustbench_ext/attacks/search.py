@@ -7,17 +7,23 @@ attack repeats a forward pass to find out what it achieved, and no pass is spent
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_ext.attacks.losses import Loss, cross_entropy
+from robustbench_ext.attacks.losses import Loss, cross_entropy, get_loss, get_targeted_loss
 from robustbench_ext.attacks.threat import Threat, flat_norm, per_sample
 from robustbench_ext.models.contract import check_logits
+from robustbench_ext.models.gradients import InputGradients
+from robustbench_ext.models.inference import Inference, inference
 from robustbench_ext.randomness import SampleRandom
 
 Stop = Literal["broken", "never"]
+Keep = Literal["loss", "norm"]
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Search:
@@ -25,15 +31,16 @@ class Search:
 
     Attributes (of the samples still standing, n of N):
         x, y: clean inputs (n, C, H, W) and labels (n,).
+        target: the class that each is to become, (n,); None for an untargeted attack.
         random: their random stream.
         threat: the threat model.
     Attributes (of all N samples):
-        best, best_logits: the best candidate submitted so far, and its logits. A misclassified candidate beats any
-            correctly classified one; among equals the higher cross-entropy wins.
-        broken: bool (N,), misclassified at `best`.
+        best, best_logits: the best candidate submitted so far, and its logits. One that reaches the goal (the target;
+            untargeted: any mistake) beats one that does not, then a misclassified one beats a correct one. Among equals
+            the higher loss wins, or with keep="norm" the smaller perturbation.
+        broken, reached: bool (N,), misclassified at `best`; the goal is reached at `best`.
         wrong_clean: bool (N,), misclassified without an attack.
         clean_logits, labels: (N, K) and (N,).
-        forwards, backwards: passes spent, int32 (N,).
     """
 
     def __init__(
@@ -45,28 +52,98 @@ class Search:
         random: SampleRandom,
         stop: Stop,
         clean_logits: Tensor,
+        *,
+        target: Tensor | None = None,
+        keep: Keep = "loss",
+        draws: int = 1,
+        precision: str = "float32",
     ) -> None:
         self.model, self.threat, self.stop = model, threat, stop
         self.clean_logits, self.labels = clean_logits, y
-        self._all = (x, y, random)
+        self._all = (x, y, random, target)
+        self._keep, self._draws = keep, draws
+        self._rough = precision != "float32"
         self.best, self.best_logits = x.clone(), clean_logits.clone()
-        self.broken = clean_logits.argmax(dim=1) != y
-        self._best_loss = cross_entropy(clean_logits, y)
-        self.forwards = torch.zeros(len(x), dtype=torch.int32, device=x.device)
-        self.backwards = torch.zeros_like(self.forwards)
         # Misclassified without an attack: nothing to break, whatever `stop` says.
-        self.wrong_clean = self.broken.clone()
+        self.wrong_clean = clean_logits.argmax(dim=1) != y
+        self._rank = self._ranks(clean_logits, y, target)
+        self._start_loss = self._loss(clean_logits, y, target)
+        self._score = self._start_loss.clone() if keep == "loss" else torch.full_like(self._start_loss, -torch.inf)
+        self._late = self._start_loss.clone()
+        self._marked = torch.full_like(self._start_loss, torch.nan)
+        self._forwards = torch.zeros(len(x), dtype=torch.int32, device=x.device)
+        self._backwards = torch.zeros_like(self._forwards)
+        # Passes of all that stand, not yet written down: one number instead of an indexed addition a pass.
+        self._open = [0, 0]
+        self._inference: Inference | None = None
+        self._index = torch.zeros(0, dtype=torch.int64, device=x.device)
         self.restart()
+
+    @staticmethod
+    def _ranks(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+        """0: correct; 1: a mistake, but not the one that is wanted; 2: the goal."""
+        found = logits.argmax(dim=1)
+        if target is None:
+            return 2 * (found != y).to(torch.int8)
+        return (found != y).to(torch.int8) + ((found == target) & (found != y)).to(torch.int8)
+
+    @staticmethod
+    def _loss(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+        return cross_entropy(logits, y) if target is None else -cross_entropy(logits, target)
+
+    @property
+    def broken(self) -> Tensor:
+        """Whether the best candidate is misclassified, bool (N,)."""
+        return self._rank > 0
+
+    @property
+    def reached(self) -> Tensor:
+        """Whether the best candidate is what the attack wants, bool (N,)."""
+        return self._rank > 1
+
+    @property
+    def forwards(self) -> Tensor:
+        """Forward passes spent on each sample, int32 (N,)."""
+        self._settle()
+        return self._forwards
+
+    @property
+    def backwards(self) -> Tensor:
+        """Backward passes spent on each sample, int32 (N,)."""
+        self._settle()
+        return self._backwards
+
+    def _count(self, rows: Tensor | None, backwards: int) -> None:
+        if rows is None:
+            self._open[0] += self._draws
+            self._open[1] += backwards
+        else:
+            index = self._index[rows]
+            self._forwards[index] += self._draws
+            self._backwards[index] += backwards
+
+    def _settle(self) -> None:
+        if self._open != [0, 0]:
+            self._forwards[self._index] += self._open[0]
+            self._backwards[self._index] += self._open[1]
+            self._open = [0, 0]
 
     def restart(self) -> None:
         """Take up again every sample that is not done: those not broken, or with stop="never" all but the clean errors."""
-        done = self.broken if self.stop == "broken" else self.wrong_clean
+        done = self.wrong_clean.clone()
+        if self.stop == "broken":
+            done |= self.reached
+        target = self._all[3]
+        if target is not None:
+            done |= target == self.labels  # nothing to reach
         self._activate((~done).nonzero()[:, 0])
 
     def _activate(self, index: Tensor) -> None:
-        x, y, random = self._all
+        x, y, random, target = self._all
+        self._settle()
         self._index = index
         self.x, self.y, self.random = x[index], y[index], random.select(index)
+        self.target = None if target is None else target[index]
 
     @property
     def index(self) -> Tensor:
@@ -78,56 +155,178 @@ class Search:
         """Whether no sample is left to attack."""
         return len(self._index) == 0
 
+    def objective(self, name: str) -> Loss:
+        """The loss of that name, to be maximised: towards any mistake, or towards the target where there is one.
+
+        It belongs to the samples that stand at the moment.
+        """
+        target = self.target
+        if target is None:
+            return get_loss(name)
+        towards = get_targeted_loss(name)
+        return lambda logits, labels: towards(logits, labels, target)
+
     def logits(self, candidates: Tensor, rows: Tensor | None = None) -> Tensor:
-        """A forward pass of the standing samples, or of those of them that `rows` (n,) bool chooses."""
-        self.forwards[self._index if rows is None else self._index[rows]] += 1
+        """A forward pass of the standing samples, or of those of them that `rows` (n,) bool chooses.
+
+        For a randomised model: the logarithm of the probabilities' mean over `draws` passes.
+        """
+        self._count(rows, 0)
         with torch.no_grad():
-            return check_logits(self.model(candidates), len(candidates))
+            return mean_logits(self.model, candidates, self._draws)
+
+    def scores(self, candidates: Tensor) -> Tensor:
+        """Logits of the standing samples that may be off by rounding, faster than `logits`: to search with.
+
+        What looks broken by them is to be confirmed: see `confirm`.
+        """
+        if self._inference is None:
+            return self.logits(candidates)
+        self._count(None, 0)
+        return self._inference(candidates)
+
+    def search_fused(self) -> None:
+        """Let `scores` use a fused copy of the model from now on: worth it for hundreds of passes."""
+        if self._draws == 1 and not self.done:
+            self._inference = inference(self.model, self.x)
+
+    def confirm(self, rows: Tensor, candidates: Tensor, logits: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Submit those candidates that `rows` (n,) bool chooses, after a pass of the model itself if need be.
+
+        Args:
+            candidates: (n, C, H, W); logits: (n, K), from `scores`. The model's own are written into the chosen rows.
+        Returns `state` without the samples that are now done.
+        """
+        if not bool(rows.any()):
+            return state
+        index = self._index
+        if self._inference is not None and self._inference.fused:
+            logits[rows] = self.logits(candidates[rows], rows)
+        # Inputs that are not chosen are replaced by what changes nothing: the best so far, with its own logits.
+        candidates = torch.where(per_sample(rows, candidates), candidates, self.best[index])
+        return self.submit(candidates, torch.where(rows[:, None], logits, self.best_logits[index]), *state)
 
     def gradient(self, candidates: Tensor, loss: Loss, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """A forward and a backward pass: logits (n, K), losses (n,), gradient of each sample's loss (n, C, H, W).
 
-        With `rows` (n,) bool, of those standing samples only.
+        With `rows` (n,) bool, of those standing samples only. For a randomised model losses and gradients are means over
+        `draws` passes (expectation over transformations, Athalye et al. 2018, arXiv 1802.00420).
         """
-        index = self._index if rows is None else self._index[rows]
         labels = self.y if rows is None else self.y[rows]
-        self.forwards[index] += 1
-        self.backwards[index] += 1
-        candidates = candidates.detach().requires_grad_(True)
-        with torch.enable_grad():
-            logits = check_logits(self.model(candidates), len(candidates))
-            losses = loss(logits, labels)
-            (gradient,) = torch.autograd.grad(losses.sum(), candidates)
-        return logits.detach(), losses.detach(), gradient
 
-    def submit(self, candidates: Tensor, logits: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Record candidates with their logits; return `state`, each (n, ...), without the samples that are now done."""
+        def evaluate(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits = self.model(at)
+            losses = loss(check_logits(logits, len(at)), labels)
+            return logits, losses, losses
+
+        return self.gradient_of(candidates, evaluate, rows)
+
+    def gradient_of(
+        self,
+        candidates: Tensor,
+        evaluate: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Like `gradient`, for whatever can be computed in one pass of the model.
+
+        Args:
+            evaluate: maps candidates to logits (n, K), the quantity (n,) whose gradient is wanted, and one to return (n,).
+        """
+        self._count(rows, self._draws)
+        candidates = candidates.detach().requires_grad_(True)
+        device = candidates.device.type
+        found = []
+        for _ in range(self._draws):
+            with torch.enable_grad(), InputGradients(), torch.autocast(device, torch.bfloat16, self._rough):
+                logits, objective, value = evaluate(candidates)
+                (gradient,) = torch.autograd.grad(objective.float().sum(), candidates)
+            logits = check_logits(logits.detach(), len(candidates))
+            found.append((logits, value.detach().float(), gradient))
+        if self._draws == 1:
+            return found[0]
+        each, values, gradient = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return average_prediction(each), values.mean(dim=0), gradient.mean(dim=0)
+
+    def submit(
+        self, candidates: Tensor, logits: Tensor, *state: Tensor, value: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Record candidates with their logits; return `state`, each (n, ...), without the samples that are now done.
+
+        `value` (n,) replaces the loss as what is highest in the best of several candidates of equal rank.
+        """
         index = self._index
-        loss = cross_entropy(logits, self.y)
-        wrong = logits.argmax(dim=1) != self.y
-        was_broken = self.broken[index]
-        better = (wrong & ~was_broken) | ((wrong == was_broken) & (loss > self._best_loss[index]))
+        rank = self._ranks(logits, self.y, self.target)
+        if (self._draws > 1 or self._rough) and bool((rank > 0).any()):
+            # One lucky draw breaks nothing: fresh draws must agree, or the best of many looks would be chance. And what a
+            # pass at lower precision says, the model itself must confirm.
+            again = rank > 0
+            logits = logits.clone()
+            logits[again] = self.logits(candidates[again], again)
+            rank[again] = torch.minimum(rank[again], self._ranks(logits, self.y, self.target)[again])
+        loss = self._loss(logits, self.y, self.target)
+        before = self._rank[index]
+        if value is not None:
+            score = torch.where(rank > 1, value.to(loss.dtype), -torch.inf)
+        else:
+            score = loss if self._keep == "loss" else -flat_norm(candidates - self.x, self.threat.norm)
+        better = (rank > before) | ((rank == before) & (score > self._score[index]))
+        if self._keep == "norm":
+            better &= rank > 1
         rows = index[better]
         self.best[rows] = candidates.detach()[better]
         self.best_logits[rows] = logits[better]
-        self._best_loss[rows] = loss[better]
-        self.broken[rows] = wrong[better]
-        if self.stop == "broken" and bool(wrong.any()):
-            return self._retire(wrong, *state)
+        self._score[rows], self._rank[rows] = score[better], rank[better]
+        self._late[index] = torch.maximum(self._late[index], loss)
+        reached = rank > 1
+        if self.stop == "broken" and bool(reached.any()):
+            return self._retire(reached, *state)
         return state
 
     def judge(self, candidates: Tensor, logits: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Like `submit`, for candidates that may lie outside the ball (minimum-norm attacks): those do not count."""
         inside = flat_norm(candidates - self.x, self.threat.norm) <= self.threat.eps
-        if not bool(inside.any()):
-            return state
-        # An input outside the ball is replaced by one that changes nothing: the best so far, with its own logits.
-        index = self._index
-        candidates = torch.where(per_sample(inside, candidates), candidates, self.best[index])
-        return self.submit(candidates, torch.where(inside[:, None], logits, self.best_logits[index]), *state)
+        return self.confirm(inside & self._promising(logits), candidates, logits, *state)
+
+    def _promising(self, logits: Tensor) -> Tensor:
+        """Candidates that could change anything: all, unless the search ends with the first mistake."""
+        if self.stop == "never" and self._keep == "loss":
+            return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        return self._ranks(logits, self.y, self.target) > 0
+
+    def mark(self) -> None:
+        """To be called when nine tenths of a run's iterations are done: what comes after is the late gain."""
+        self._marked[self._index] = self._late[self._index]
+
+    def late_gain(self) -> Tensor:
+        """The share of each sample's gain in loss that came after `mark`, in [0, 1], (N,).
+
+        Where it is large, the attack was still climbing when it stopped. NaN for samples that were done before, and for
+        attacks that do not call `mark`.
+        """
+        gain = self._late - self._start_loss
+        share: Tensor = (self._late - self._marked) / gain.clamp_min(1e-6)
+        return torch.where(gain > 1e-6, share, self._marked * 0.0)
 
     def _retire(self, gone: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         keep = (~gone).nonzero()[:, 0]
+        self._settle()
         self._index = self._index[keep]
         self.x, self.y, self.random = self.x[keep], self.y[keep], self.random.select(keep)
+        self.target = None if self.target is None else self.target[keep]
         return tuple(tensor[keep] for tensor in state)
+
+
+def average_prediction(logits: Tensor) -> Tensor:
+    """Logits (draws, n, K) of a randomised model as one, (n, K): their softmax is the mean of the draws' probabilities.
+
+    Softmax leaves a constant free: it is the mean of the draws' logsumexp, so that draws that agree give themselves.
+    """
+    normaliser = torch.logsumexp(logits, dim=2, keepdim=True)
+    mean: Tensor = torch.logsumexp(logits - normaliser, dim=0) - math.log(len(logits)) + normaliser.mean(dim=0)
+    return mean
+
+
+def mean_logits(model: nn.Module, x: Tensor, draws: int = 1) -> Tensor:
+    """One pass over x; or the average prediction of several, for a model that is randomised."""
+    found = [check_logits(model(x), len(x)) for _ in range(draws)]
+    return found[0] if draws == 1 else average_prediction(torch.stack(found))

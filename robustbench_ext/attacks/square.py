@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from robustbench_ext.errors import ConfigError
 from robustbench_ext.randomness import SampleRandom
 
 _BLOCK = 64  # queries whose random draws are made at once
+_FUSE = 500  # queries from which on a fused copy of the model pays
 # Shares of p_init after 10, 50, 200, ... of 10,000 queries (the paper's schedule, stretched to the number of queries).
 _SCHEDULE = ((10, 2), (50, 4), (200, 8), (500, 16), (1000, 32), (2000, 64), (4000, 128), (6000, 256), (8000, 512))
 
@@ -80,70 +82,81 @@ class Square(Attack):
 
     def _linf(self, search: Search, random: SampleRandom, positions: Tensor) -> None:
         n, channels, height, width = search.x.shape
+        pixels = channels * height * width
         stripes = _signs(random.child("stripes").bits(channels * width)).view(n, channels, 1, width)
         current = search.threat.project(search.x + self.eps * stripes, search.x)
-        best, kept, current = self._begin(search, current)
-        # What a square is set to: the two faces of the ball, inside the box.
-        faces = torch.stack([(search.x - self.eps).clamp_min(0.0), (search.x + self.eps).clamp_max(1.0)])
-        for block in range(0, self.queries - 1, _BLOCK):
+        best, current = self._begin(search, current)
+        # What a square is set to: the two faces of the ball inside the box, side by side, (n, 2 C H W).
+        low, high = (search.x - self.eps).clamp_min(0.0), (search.x + self.eps).clamp_max(1.0)
+        faces = torch.cat([low.flatten(1), high.flatten(1)], dim=1)
+        planes = torch.arange(channels, device=faces.device)
+        for block in range(0, 0 if search.done else self.queries - 2, _BLOCK):
             rows = _lookup(positions, search.index)
             draws = random.select(rows).bits(3 * _BLOCK, step=block // _BLOCK).view(-1, _BLOCK, 3)
-            for query in range(block, min(block + _BLOCK, self.queries - 1)):
-                if search.done:
-                    return
-                draw = draws[:, query - block]
+            # Which face a channel of a square goes to, as a shift into `faces`: (n, block, C).
+            signs = ((draws[:, :, 2, None] >> planes) & 1) * pixels
+            for query in range(block, min(block + _BLOCK, self.queries - 2)):
                 side = _side(square_share(query, self.queries, self.p_init) * height * width, height, width)
-                index = _window(draw, side, search.x.shape)
-                sign = (draw[:, 2, None] >> torch.arange(channels, device=draw.device)) & 1
-                sign = sign[:, :, None].expand(-1, -1, side * side).reshape(len(draw), -1)
+                index = _window(draws[:, query - block], side, search.x.shape)
+                shift = signs[:, query - block, :, None].expand(-1, -1, side * side).reshape(len(index), -1)
                 flat = current.view(len(current), -1)
-                old = flat.gather(1, index)
-                low, high = (face.view(len(current), -1).gather(1, index) for face in faces)
-                flat.scatter_(1, index, torch.where(sign == 1, high, low))
-                logits = search.logits(current)
+                old, new = flat.gather(1, index), faces.gather(1, index + shift)
+                flat.scatter_(1, index, new)
+                logits = search.scores(current)
                 value = margin(logits, search.y)
-                worse = value <= best
+                hits = (value > 0) & (best <= 0)
+                if bool(hits.any()):
+                    logits, best, index, old, new, current, draws, signs, faces = search.confirm(
+                        hits, current, logits, logits, best, index, old, new, current, draws, signs, faces
+                    )
+                    if search.done:
+                        return
+                    value, flat = margin(logits, search.y), current.view(len(current), -1)
+                better = value > best
                 # Undo in place what did not help: a few pixels instead of a copy of every image.
-                flat.scatter_(1, index, torch.where(worse[:, None], old, flat.gather(1, index)))
+                flat.scatter_(1, index, torch.where(better[:, None], new, old))
                 best = torch.maximum(best, value)
-                kept = torch.where(worse[:, None], kept, logits)
-                if bool((value > 0).any()):
-                    state = (current, best, kept, draws, *faces)
-                    current, best, kept, draws, low, high = search.submit(current, kept, *state)
-                    faces = torch.stack([low, high])
-        if not search.done:
-            search.submit(current, kept)
+        self._end(search, current)
 
     def _l2(self, search: Search, random: SampleRandom, positions: Tensor) -> None:
         height, width = search.x.shape[2:]
         current = self._onto_sphere(search, _bumps(search.x, random.child("bumps")))
-        best, kept, current = self._begin(search, current)
-        for block in range(0, self.queries - 1, _BLOCK):
+        best, current = self._begin(search, current)
+        for block in range(0, 0 if search.done else self.queries - 2, _BLOCK):
             rows = _lookup(positions, search.index)
             draws = random.select(rows).bits(6 * _BLOCK, step=block // _BLOCK).view(-1, _BLOCK, 6)
-            for query in range(block, min(block + _BLOCK, self.queries - 1)):
-                if search.done:
-                    return
+            for query in range(block, min(block + _BLOCK, self.queries - 2)):
                 draw = draws[:, query - block]
                 side = _side(square_share(query, self.queries, self.p_init) * height * width, height, width)
                 side = min(max(side, 3) | 1, (min(height, width) - 1) | 1)
                 proposal = self._onto_sphere(search, self._moved(search, current, draw, side))
-                logits = search.logits(proposal)
+                logits = search.scores(proposal)
                 value = margin(logits, search.y)
+                hits = (value > 0) & (best <= 0)
+                if bool(hits.any()):
+                    logits, best, proposal, current, draws = search.confirm(
+                        hits, proposal, logits, logits, best, proposal, current, draws
+                    )
+                    if search.done:
+                        return
+                    value = margin(logits, search.y)
                 better = value > best
                 current = torch.where(per_sample(better, current), proposal, current)
                 best = torch.where(better, value, best)
-                kept = torch.where(better[:, None], logits, kept)
-                if bool((value > 0).any()):
-                    current, best, kept, draws = search.submit(current, kept, current, best, kept, draws)
-        if not search.done:
-            search.submit(current, kept)
+        self._end(search, current)
 
-    def _begin(self, search: Search, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The first query: margins, logits and candidates of the samples that still stand."""
+    def _begin(self, search: Search, current: Tensor) -> tuple[Tensor, Tensor]:
+        """The first query: margins and candidates of the samples that still stand."""
         logits = search.logits(current)
-        best, logits, current = search.submit(current, logits, margin(logits, search.y), logits, current)
-        return best, logits, current.contiguous()
+        best, current = search.submit(current, logits, margin(logits, search.y), current)
+        if self.queries >= _FUSE:
+            search.search_fused()
+        return best, current.contiguous()
+
+    def _end(self, search: Search, current: Tensor) -> None:
+        """The last query: what the model itself says of the best candidates."""
+        if self.queries > 1 and not search.done:
+            search.submit(current, search.logits(current))
 
     def _onto_sphere(self, search: Search, delta: Tensor) -> Tensor:
         length = flat_norm(delta, "L2").clamp_min(1e-12)
@@ -186,10 +199,15 @@ def _window(draw: Tensor, side: int, shape: torch.Size) -> Tensor:
     """Flat pixel indices of one random square per sample, all channels: (n, C * side * side)."""
     _, channels, height, width = shape
     top, left = draw[:, 0] % (height - side + 1), draw[:, 1] % (width - side + 1)
-    offset = torch.arange(side, device=draw.device)
-    square = (offset[:, None] * width + offset[None]).reshape(-1)
-    planes = torch.arange(channels, device=draw.device) * (height * width)
-    return ((top * width + left)[:, None, None] + planes[None, :, None] + square[None, None]).reshape(len(draw), -1)
+    return (top * width + left)[:, None] + _offsets(side, channels, height, width).to(draw.device)
+
+
+@lru_cache(maxsize=128)
+def _offsets(side: int, channels: int, height: int, width: int) -> Tensor:
+    """Flat pixel indices of a square in the corner, all channels: (C * side * side,)."""
+    along = torch.arange(side)
+    square = (along[:, None] * width + along[None]).reshape(-1)
+    return (torch.arange(channels)[:, None] * (height * width) + square[None]).reshape(-1)
 
 
 def _cone(height: int, width: int, like: Tensor) -> Tensor:

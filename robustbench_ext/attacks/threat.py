@@ -1,4 +1,7 @@
-"""Threat models: what an attacker may do to an input. A ball of a norm around it, cut with the box [0, 1]."""
+"""Threat models: what an attacker may do to an input. A ball of a norm around it, cut with the box [0, 1].
+
+Or a motion ("spatial"), which is no ball of a norm: the attack's own parameters bound it, and only the box is checked.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from robustbench_ext.errors import ConfigError
 from robustbench_ext.numbers import format_number
 from robustbench_ext.randomness import SampleRandom
 
-NORMS = ("Linf", "L2")
+NORMS = ("Linf", "L2", "spatial")
 TOLERANCE = 1e-6  # float32 rounding of x + delta for values in [0, 1] is below 1.2e-7
 
 
 def flat_norm(delta: Tensor, norm: str) -> Tensor:
-    """The norm of each sample's perturbation, (N,)."""
+    """The norm of each sample's perturbation, (N,); L2 for motions ("spatial"), which have no norm of their own."""
     flat = delta.flatten(1)
     if norm == "Linf":
         return flat.abs().amax(dim=1) if flat.shape[1] else flat.new_zeros(len(flat))
@@ -35,8 +38,8 @@ class Threat:
     """{x' : ||x' - x|| <= eps, 0 <= x' <= 1}.
 
     Attributes:
-        norm: "Linf" or "L2", over all pixels of a sample.
-        eps: radius in units of [0, 1] pixels; `inf` (minimum-norm attacks without a budget) leaves only the box.
+        norm: "Linf" or "L2", over all pixels of a sample; or "spatial", which has no ball.
+        eps: radius in units of [0, 1] pixels; `inf` (minimum-norm attacks without a budget, motions) leaves only the box.
     """
 
     norm: str
@@ -45,6 +48,8 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ConfigError(f"norm '{self.norm}': expected one of {', '.join(NORMS)}")
+        if self.norm == "spatial" and self.eps != float("inf"):
+            raise ConfigError(f"eps = {format_number(self.eps)}: motions have no budget of a norm; leave eps out")
         if self.norm == "Linf" and 1 < self.eps < float("inf"):
             raise ConfigError(
                 f"eps = {format_number(self.eps)}: a Linf budget above 1 allows any image in [0, 1]. Budgets are in units of "
@@ -54,7 +59,7 @@ class Threat:
             raise ConfigError(f"eps = {self.eps}: expected a number >= 0, such as 8/255")
 
     def __str__(self) -> str:
-        return f"{self.norm} {format_number(self.eps)}"
+        return self.norm if self.norm == "spatial" else f"{self.norm} {format_number(self.eps)}"
 
     def project(self, candidates: Tensor, x: Tensor) -> Tensor:
         """The nearest input of the ball (exactly so for Linf), then clipped to the box.

@@ -101,10 +101,35 @@ METRICS: dict[str, MetricInfo] = {
         False,
         True,
     ),
+    "audited_accuracy": MetricInfo(
+        "robust accuracy here",
+        "What the full protocol's robust accuracy would be on these very samples, estimated from an audit: the survivors of "
+        "a screen less those that the protocol broke, the drawn ones standing for the others. Exact hypergeometric interval.",
+        True,
+        True,
+    ),
+    "screen_accuracy": MetricInfo(
+        "after the screen", "Share of samples classified correctly clean and not broken by the screen.", None, True
+    ),
+    "audited_share": MetricInfo("audited", "Share of all samples that met the full protocol.", None, True),
     "broken_by": MetricInfo(
         "broken by",
         "Share of all samples that this member of an ensemble broke, the members before it having failed.",
         None,
+        True,
+    ),
+    "median_norm": MetricInfo(
+        "median distance",
+        "Median, over the samples that are classified correctly clean, of the smallest perturbation that a minimum-norm attack "
+        "found; undefined where half of them or more were never broken.",
+        True,
+        False,
+    ),
+    "targeted_success": MetricInfo(
+        "target reached",
+        "Share of the samples classified correctly clean, and not of the target class, that a targeted attack turned into "
+        "its target.",
+        False,
         True,
     ),
     "mean_norm": MetricInfo(

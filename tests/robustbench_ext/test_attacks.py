@@ -474,3 +474,60 @@ def test_mi_fgsm_equals_torchattacks(mnist_model, mnist_test):
     assert 30 < int(ours.broken.sum()) < 290
     assert int((theirs.broken & ~ours.broken).sum()) <= 1  # ours also counts iterates before the last
     assert int((ours.broken & ~theirs.broken).sum()) <= 5
+
+
+TARGETED = [
+    pytest.param("fgsm", {}, id="fgsm"),
+    pytest.param("pgd", {"steps": 20}, id="pgd"),
+    pytest.param("mi-fgsm", {"steps": 20}, id="mi-fgsm"),
+    pytest.param("pgd", {"steps": 20, "loss": "margin", "norm": "L2"}, id="pgd-margin-L2"),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), TARGETED)
+def test_targets_are_reached(name, options, digits_model, digits_test):
+    x, y, ids = (v[:120] for v in digits_test)
+    eps = 2.5 if options.get("norm") == "L2" else 0.35
+    result = build_attack(name, eps=eps, target=3, **options)(digits_model, x, y, ids=ids)
+    with torch.no_grad():
+        found, clean = (digits_model(z).argmax(1) for z in (result.x_adv, x))
+    todo = (clean == y) & (y != 3)
+    assert torch.equal(result.x_adv[y == 3], x[y == 3])
+    assert torch.equal(result.reached[todo], found[todo] == 3)
+    assert torch.equal(result.broken, found != y)  # any mistake, the target or not
+    share = float(result.reached[todo].float().mean())
+    assert share > (0.1 if name == "fgsm" else 0.8)
+    # An untargeted attack of the same budget reaches this target less often.
+    plain = build_attack(name, eps=eps, **options)(digits_model, x, y, ids=ids)
+    with torch.no_grad():
+        assert int((digits_model(plain.x_adv).argmax(1) == 3)[todo].sum()) < int(result.reached[todo].sum())
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "mi-fgsm"])
+@pytest.mark.parametrize("loss", ["ce", "dlr", "margin", "joint-energy", "marginal-energy"])
+def test_losses_with_and_without_a_target(name, loss, digits_model, digits_test):
+    x, y, ids = (v[:60] for v in digits_test)
+    steps = {} if name == "fgsm" else {"steps": 5}
+    with torch.no_grad():
+        wrong = digits_model(x).argmax(1) != y
+    plain = build_attack(name, eps=0.2, loss=loss, **steps)(digits_model, x, y, ids=ids)
+    assert plain.broken.sum() > wrong.sum()
+    assert torch.equal(plain.reached, plain.broken)
+    if loss == "marginal-energy":
+        with pytest.raises(ConfigError, match="a targeted attack has no loss 'marginal-energy'"):
+            build_attack(name, eps=0.2, loss=loss, target="next", **steps)
+        return
+    towards = build_attack(name, eps=0.2, loss=loss, target="most-likely", **steps)(digits_model, x, y, ids=ids)
+    assert towards.reached[~wrong].any()
+
+
+@pytest.mark.parametrize("attack", ["pgd", "mi-fgsm"])
+def test_the_late_gain_tells_a_climb_from_a_plateau(attack, digits_model, digits_test):
+    x, y, ids = (v[:60] for v in digits_test)
+    gain = {}
+    for size in (0.1 / 20, 0.05):
+        options = {"eps": 0.1, "steps": 20, "step_size": size, "stop": "never"}
+        late = build_attack(attack, **options)(digits_model, x, y, ids=ids).late_gain
+        assert bool(((late >= 0) & (late <= 1))[~late.isnan()].all())
+        gain[size] = float(late.nanmean())
+    assert gain[0.05] < gain[0.1 / 20]  # short steps are still on their way at the end

@@ -15,13 +15,35 @@ QUICK = {
     "apgd-t": {"steps": 8},
     "fab-t": {"steps": 8},
     "square": {"queries": 60},
+    "rand": {"steps": 5, "draws": 3},
+    "audited": {"steps": 5, "targets": 2, "queries": 40, "screen_steps": 3, "passes": 80},
+    "adaptive": {"steps": 10},
+    "apgd-ce": {"steps": 25},
+    "apgd-dlr": {"steps": 25},
+    "cw": {"steps": 30, "rounds": 3},
+    "ddn": {"steps": 20},
+    "fmn": {"steps": 20},
+    "spatial": {"tries": 5, "pixels": 1.5},
 }
+BUDGETS = {"Linf": 0.1, "L2": 0.6, "spatial": float("inf")}
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.6)])
-@pytest.mark.parametrize("name", [n for n in ATTACKS.names() if n != "torchattacks"])
-def test_every_attack_conforms(name, norm, eps):
-    check_attack(build_attack(name, norm=norm, eps=eps, **QUICK.get(name, {})))
+CASES = [(e.name, norm) for e in ATTACKS for norm in e.facts["norms"] if e.name != "torchattacks"]
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_every_attack_conforms(name, norm):
+    check_attack(build_attack(name, norm=norm, eps=BUDGETS[norm], **QUICK.get(name, {})))
+
+
+@pytest.mark.parametrize(("name", "norm"), [(n, m) for n, m in CASES if ATTACKS.get(n).facts["minimum_norm"]])
+def test_minimum_norm_attacks_conform_without_a_budget(name, norm):
+    check_attack(build_attack(name, norm=norm, **QUICK.get(name, {})))
+
+
+@pytest.mark.parametrize(("name", "norm"), [(n, m) for n, m in CASES if ATTACKS.get(n).facts["targeted"]])
+def test_targeted_attacks_conform(name, norm):
+    check_attack(build_attack(name, norm=norm, eps=BUDGETS[norm], target="random", **QUICK.get(name, {})))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +55,7 @@ def test_every_detector_conforms(detector):
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalDraws(PGD):
-    """Draws from the global generator: not a function of the seed."""
+    """Draws from the global generator: a sample's draws depend on its batch."""
 
     def _run(self, search):
         x = search.threat.project(search.x + self.eps * torch.randn_like(search.x), search.x)
@@ -71,7 +93,7 @@ class Liar(PGD):
 @pytest.mark.parametrize(
     ("attack", "promise"),
     [
-        (GlobalDraws(eps=0.2), "same seed"),
+        (GlobalDraws(eps=0.2), "search.random"),
         (Talkative(eps=0.05, steps=5), "cost\\(\\) says"),
         (Batchy(eps=0.3), "batch size"),
         (Liar(eps=0.1), "belong to the returned inputs"),
