@@ -69,6 +69,22 @@ def robust_accuracy_curve(results: RunResults, norm: str, ax: Axes | None = None
     return ax
 
 
+def distance_curves(curves: list[Curve], norm: str, ax: Axes | None = None) -> Axes:
+    """Robust accuracy at every budget, from the distances that minimum-norm attacks found, with simultaneous bands."""
+    ax = ax or new_axes()
+    for i, curve in enumerate(curves):
+        colour = PALETTE[i % len(PALETTE)]
+        eps, value = curve.data["eps"], curve.data["value"]
+        ax.plot(eps, value, color=colour, label=f"{curve.model}: {curve.condition}")
+        ax.fill_between(eps, curve.data["low"], curve.data["high"], color=colour, alpha=0.18, linewidth=0)
+    ax.set_xlabel(f"budget, {norm}")
+    ax.set_title("Robust accuracy at every budget")
+    ax.set_xlim(left=0)
+    _percent(ax)
+    ax.legend()
+    return ax
+
+
 def corruption_curve(results: RunResults, name: str, ax: Axes | None = None) -> Axes:
     """Accuracy against severity, clean at 0, with 95 % bands."""
     ax = ax or new_axes()
@@ -189,6 +205,7 @@ def training_curve(model: dict[str, Any], ax: Axes | None = None) -> Axes:
 
 __all__ = [
     "corruption_curve",
+    "distance_curves",
     "per_class",
     "reliability_diagram",
     "robust_accuracy_curve",

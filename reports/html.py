@@ -55,16 +55,25 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    findings = [f for f in results.preflight if f.status != "pass"]
-    verdict = "fail" if any(f.status == "fail" for f in findings) else "doubt" if findings else "pass"
-    sections = [s for s in (_robustness(results), _classes(results), _corruptions(results), _calibration(results)) if s]
+    sections = [
+        s
+        for s in (
+            _robustness(results),
+            _distances(results),
+            _classes(results),
+            _corruptions(results),
+            _calibration(results),
+        )
+        if s
+    ]
     sections += [s for s in (_detection(results), _training(results)) if s]
     page = environment.get_template("report.html.j2").render(
         results=results,
         run=run,
-        verdict=verdict,
-        findings=findings,
-        checks=len(results.preflight),
+        verdict=results.verdict,
+        findings=results.suspicions,
+        suspected=tables.suspected(results),
+        checks=len(results.preflight) + len(results.doubts),
         headline=tables.headline(results),
         sections=sections,
         gallery=_gallery(results, gallery),
@@ -99,7 +108,36 @@ def _robustness(results: RunResults) -> Section:
             )
         )
     section.tables.append(tables.robustness(results))
-    return section if norms else Section("robustness", "")
+    targeted = tables.targeted(results)
+    section.tables += [targeted] if targeted else []
+    bounded = [c for c in tables.of_kind(results, "attack") if not c.get("minimum_norm")]
+    return section if bounded or targeted else Section("robustness", "")
+
+
+def _distances(results: RunResults) -> Section:
+    section = Section(
+        "distances",
+        "Distance to the nearest mistake",
+        "Minimum-norm attacks without a budget look for the smallest perturbation of each sample. The share of samples "
+        "whose distance exceeds a budget is the robust accuracy at that budget, as far as this attack can tell. The bands "
+        "hold for all budgets at once, at 95 %.",
+    )
+    curves = _curves(results, kind="robust-accuracy")
+    norm_of = {c["label"]: c["norm"] for c in tables.of_kind(results, "attack")}
+    for norm in sorted({norm_of[c.condition] for c in curves}):
+        section.figures.append(
+            _figure(
+                f"distances-{norm}",
+                f"Robust accuracy of each model against the {norm} budget, by the smallest perturbations found.",
+                lambda ax, norm=norm: figures.distance_curves(
+                    [c for c in curves if norm_of[c.condition] == norm], norm, ax
+                ),
+                (5.6, 3.4),
+            )
+        )
+    table = tables.distances(results)
+    section.tables += [table] if table else []
+    return section
 
 
 def _classes(results: RunResults) -> Section:

@@ -18,6 +18,8 @@ def render_markdown(results: RunResults) -> str:
     for title, table in (
         ("Headline", tables.headline(results)),
         ("Robustness", tables.robustness(results)),
+        ("Distances", tables.distances(results)),
+        ("Targeted attacks", tables.targeted(results)),
         ("Corruptions", tables.corruptions(results)),
         ("Calibration", tables.calibration(results)),
         ("Detection", tables.detection(results)),
@@ -36,9 +38,8 @@ def render_markdown(results: RunResults) -> str:
 
 
 def _verdict(results: RunResults) -> str:
-    findings = [f for f in results.preflight if f.status != "pass"]
-    worst = "fail" if any(f.status == "fail" for f in findings) else "doubt" if findings else "pass"
-    lines = [f"**Preflight: {_VERDICTS[worst]}**"]
+    findings, names = results.suspicions, tables.suspected(results)
+    lines = [f"**Checks: {_VERDICTS[results.verdict]}{_escape(f': {names}' if names else '')}**"]
     lines += [f"- {_escape(f'{f.status}: {f.model}: {f.name}: {f.message} {f.hint}'.strip())}" for f in findings]
     lines += [f"- {_escape(f'could not be computed: {f.what}: {f.error}')}" for f in results.failures]
     lines += [f"- {_escape(note)}" for note in results.notes]

@@ -39,6 +39,14 @@ class Table:
     rows: list[tuple[str, list[Cell]]] = field(default_factory=list)
 
 
+def suspected(results: RunResults) -> str:
+    """The checks that did not pass, each with its models, for one line: `gradients (a, b), still climbing (a)`."""
+    models: dict[str, dict[str, None]] = {}
+    for finding in results.suspicions:
+        models.setdefault(finding.name, {})[finding.model] = None
+    return ", ".join(f"{name} ({', '.join(names)})" for name, names in models.items())
+
+
 def number(row: Row | None, results: RunResults, interval: bool = True) -> Cell:
     """An estimate as `93.4 [91.8, 94.7]` (percent where the metric is a proportion), or a dash with its reason."""
     if row is None:
@@ -163,7 +171,7 @@ def headline(results: RunResults) -> Table:
 
 def robustness(results: RunResults) -> Table:
     """Accuracy of every model under every attack, and worst cases."""
-    conditions = of_kind(results, "clean", "attack", "worst-case")
+    conditions = [c for c in of_kind(results, "clean", "attack", "worst-case") if not c.get("minimum_norm")]
     table = Table(
         "Accuracy under each attack, and the per-sample worst case over the attacks of a norm up to a budget",
         "condition",
@@ -174,6 +182,40 @@ def robustness(results: RunResults) -> Table:
         query = {"condition": condition["label"], "probe": CLASSIFIER, "metric": metric}
         cells = [number(one(results, model=m, **query), results) for m in model_names(results)]
         table.rows.append((condition["label"], cells))
+    return table
+
+
+def distances(results: RunResults) -> Table | None:
+    """The smallest perturbations that minimum-norm attacks found."""
+    found = [c for c in of_kind(results, "attack") if c.get("minimum_norm")]
+    if not found:
+        return None
+    metrics = ("median_norm", "mean_norm")
+    table = Table(
+        "Smallest perturbations that were found, in units of [0, 1] pixels",
+        "model · condition",
+        [heading(m, results) for m in metrics],
+    )
+    for model in model_names(results):
+        for condition in found:
+            query = {"model": model, "condition": condition["label"], "probe": CLASSIFIER}
+            cells = [number(one(results, **query, metric=m), results) for m in metrics]
+            table.rows.append((f"{model} · {condition['label']}", cells))
+    return table
+
+
+def targeted(results: RunResults) -> Table | None:
+    """How often targeted attacks reached their targets."""
+    there = {row.condition for row in results.find(metric="targeted_success")}
+    if not there:
+        return None
+    definition = results.metrics["targeted_success"]["definition"]
+    table = Table("Targets reached, %", "condition", [Column(m, definition) for m in model_names(results)])
+    for condition in of_kind(results, "attack"):
+        if condition["label"] in there:
+            query = {"condition": condition["label"], "probe": CLASSIFIER, "metric": "targeted_success"}
+            cells = [number(one(results, model=m, **query), results) for m in model_names(results)]
+            table.rows.append((condition["label"], cells))
     return table
 
 

@@ -7,20 +7,23 @@ depend on, for the key).
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext.attacks.adaptive import Adaptive, Scorer
 from robustbench_ext.attacks.base import Attack, build_attack
 from robustbench_ext.catalog import CORRUPTIONS, OUTLIERS
 from robustbench_ext.data.base import Dataset, Split
 from robustbench_ext.errors import ConfigError, unknown_name
 from robustbench_ext.numbers import format_number, parse_number
+from robustbench_ext.probes import CLASSIFIER
 from robustbench_ext.randomness import SampleRandom
 
 
@@ -56,6 +59,16 @@ class Condition(ABC):
     def facts(self) -> dict[str, Any]:
         """What results say of the condition, beside its label and kind."""
         return {}
+
+    @property
+    def against(self) -> str | None:
+        """The label of the probe that its inputs are made against, if any."""
+        return None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it needs all samples at once, so that they are one chunk."""
+        return False
 
     @property
     def batch_dependent(self) -> bool:
@@ -97,12 +110,26 @@ class UnderAttack(Condition):
             "norm": spec["norm"],
             "eps": spec["eps"],
             "members": list(self.attack.members),
+            "minimum_norm": self.attack.keep == "norm" and spec["eps"] is None,
             "parameters": {k: v for k, v in spec.items() if k not in known},
         }
 
     @property
     def batch_dependent(self) -> bool:
         return not self.attack.per_sample_draws
+
+    @property
+    def whole(self) -> bool:
+        return self.attack.whole
+
+    @property
+    def against(self) -> str | None:
+        against = getattr(self.attack, "against", None)
+        return None if against == CLASSIFIER else against
+
+    def bind(self, scorer: Scorer) -> UnderAttack:
+        """The condition with the probe that it is to evade."""
+        return replace(self, attack=replace(self.attack, scorer=scorer))  # type: ignore[call-arg]
 
     def apply(
         self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
@@ -114,6 +141,9 @@ class UnderAttack(Condition):
             "forwards": result.forwards.cpu().numpy(),
             "backwards": result.backwards.cpu().numpy(),
             "broken_by": result.broken_by.cpu().numpy(),
+            "reached": result.reached.cpu().numpy(),
+            "late_gain": result.late_gain.cpu().numpy(),
+            **{name: column.cpu().numpy() for name, column in result.extra.items()},
         }
         return Inputs(result.x_adv.cpu(), columns)
 
@@ -169,7 +199,7 @@ _KINDS = ("attack", "corruption", "outliers")
 def parse_conditions(entries: Sequence[str | Mapping[str, Any]]) -> list[Condition]:
     """The conditions of a suite: each entry is `clean`, or a mapping with one of `attack`, `corruption`, `outliers`.
 
-    A list given for `eps`, `severity` or `outliers` makes one condition for each of its values. `clean` always comes
+    A list given for `eps`, `against`, `severity` or `outliers` makes one condition for each of its values. `clean` always comes
     first, whether it is listed or not: everything else is compared with it.
 
     Raises:
@@ -209,12 +239,15 @@ def _listed(value: Any, what: str) -> list[Any]:
 
 
 def _attacks(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
+    # Lists of these make one condition for each value (and for each pair, where both are lists).
+    listed = {key: _listed(rest[key], f"{name}: {key}") for key in ("eps", "against") if key in rest}
     made: list[Condition] = []
-    for eps in _listed(rest["eps"], f"{name}: eps") if "eps" in rest else [None]:
-        parameters = dict(rest) if eps is None else {**rest, "eps": eps}
-        attack = build_attack(str(name), **parameters)
+    for values in itertools.product(*listed.values()):
+        attack = build_attack(str(name), **{**rest, **dict(zip(listed, values, strict=True))})
         budget = "" if attack.eps == float("inf") else f" {format_number(attack.eps)}"
-        made.append(UnderAttack(f"{name} {attack.norm}{budget}", attack))
+        against = f" against {attack.against}" if isinstance(attack, Adaptive) else ""
+        norm = "" if attack.norm == name else f" {attack.norm}"  # "spatial" says it all
+        made.append(UnderAttack(f"{name}{norm}{budget}{against}", attack))
     return made
 
 
@@ -244,8 +277,6 @@ def _only(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
 
 
 def _relabel(condition: Condition, label: str) -> Condition:
-    from dataclasses import replace
-
     return replace(condition, label=label)
 
 

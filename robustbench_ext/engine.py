@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robustbench_ext.checks import verdict
 from robustbench_ext.errors import RobustBenchExtError
 from robustbench_ext.evaluate import CLEAN, Cell, Context
 from robustbench_ext.execute import NOT_STARTED, Failure, Job, SerialExecutor, make_executor, run_jobs
 from robustbench_ext.files import write_atomically
 from robustbench_ext.fingerprint import canonical_json
-from robustbench_ext.preflight import Check, refused, verdict
+from robustbench_ext.preflight import refused
 from robustbench_ext.publish import RunLog, assemble, previous_suite, unchanged_results, write_results
 from robustbench_ext.results import Failed, RunResults
 from robustbench_ext.suite import Suite, load_suite, validate_suite
@@ -46,8 +47,8 @@ class RunSummary:
 
     @property
     def verdict(self) -> str:
-        """The worst preflight status of all models."""
-        return verdict([Check(f.name, f.status, f.message, f.hint) for f in self.results.preflight])
+        """The worst status of all models' checks, before the run and after it."""
+        return self.results.verdict
 
 
 _CONTEXTS: dict[str, Context] = {}
@@ -207,7 +208,7 @@ class _Runner:
                 continue
             needs = {check.id} | (fits if cell.split == "test" else set())
             if cell.split == "test" and cell.condition != CLEAN:
-                needs.add(f"cell|{cell.model}|{CLEAN}|test|{cell.chunk}")
+                needs |= {ids[clean] for clean in self.context.clean_cells(cell) if not done[clean]}
             fields = (cell.model, cell.condition, cell.split, cell.chunk)
             payload = ("cell", str(self.context.folder), self._suite, fields)
             jobs.append(Job(ids[cell], str(cell), payload, frozenset(needs)))

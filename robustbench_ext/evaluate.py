@@ -18,12 +18,12 @@ import torch
 from robustbench_ext import fingerprint
 from robustbench_ext.attacks.base import build
 from robustbench_ext.catalog import DEFENSES
-from robustbench_ext.conditions import Condition, is_available, labels_tensor, parse_conditions
+from robustbench_ext.conditions import Condition, UnderAttack, is_available, labels_tensor, parse_conditions
 from robustbench_ext.data import Split, load_dataset
-from robustbench_ext.errors import ConfigError, DataError
+from robustbench_ext.errors import ConfigError, DataError, unknown_name
 from robustbench_ext.models import LoadedModel, Observations, Taps, load_model, observe
 from robustbench_ext.preflight import PREFLIGHT_VERSION, Check, preflight
-from robustbench_ext.probes import Probe, parse_probes
+from robustbench_ext.probes import Probe, parse_probes, scorer
 from robustbench_ext.records import RecordStore
 from robustbench_ext.suite import ModelEntry, Suite
 
@@ -127,11 +127,21 @@ class Context:
 
     def chunks(self, condition: Condition, split: str) -> int:
         """How many records the samples of a condition make."""
-        return -(-len(self.samples(condition, split)) // self.suite.chunk_size)
+        return -(-len(self.samples(condition, split)) // self._chunk_size(condition, split))
 
-    def rows(self, chunk: int) -> slice:
-        """The samples of a chunk."""
-        return slice(chunk * self.suite.chunk_size, (chunk + 1) * self.suite.chunk_size)
+    def rows(self, cell: Cell) -> slice:
+        """The samples of a cell."""
+        size = self._chunk_size(self.conditions[cell.condition], cell.split)
+        return slice(cell.chunk * size, (cell.chunk + 1) * size)
+
+    def _chunk_size(self, condition: Condition, split: str) -> int:
+        return len(self.samples(condition, split)) if condition.whole else self.suite.chunk_size
+
+    def clean_cells(self, cell: Cell) -> list[Cell]:
+        """The cells of the same samples as they are: what an attack takes its clean logits from."""
+        chunks = range(self.chunks(self.conditions[CLEAN], cell.split))
+        whole = self.conditions[cell.condition].whole
+        return [Cell(cell.model, CLEAN, cell.split, chunk) for chunk in (chunks if whole else [cell.chunk])]
 
     def observation_identity(self, cell: Cell) -> dict[str, Any]:
         """All that the observations of a cell depend on."""
@@ -139,14 +149,20 @@ class Context:
         samples = self.samples(condition, cell.split)
         # The whole split's fingerprint and the chunk's ids: a larger n reuses the chunks of a smaller one.
         source = samples if condition.kind == "outliers" else self.data[cell.split]
+        against = {}
+        if condition.against is not None:
+            probe = self.probe(condition.against)
+            fitted = [self.observation_key(c) for c in self.fit_cells(cell.model, probe.fit_on)]
+            against = {"against": {"probe": probe.spec(), "fitted on": fitted}}
         return {
+            **against,
             "kind": "observations",
             "version": RECORD_VERSION,
             "model": self.model(cell.model).fingerprint,
             "taps": list(self.taps),
             "condition": condition.spec(),
             "samples": source.fingerprint(),
-            "ids": fingerprint.hash_strings(samples.ids[self.rows(cell.chunk)].tolist()),
+            "ids": fingerprint.hash_strings(samples.ids[self.rows(cell)].tolist()),
             "seed": self.suite.seed,
             "batch_size": self.suite.batch_size if condition.batch_dependent else None,
         }
@@ -172,6 +188,10 @@ class Context:
     def probe_key(self, cell: Cell, probe: Probe) -> str:
         """The key of a probe's outputs in a cell."""
         return fingerprint.key_of(self.probe_identity(cell, probe))
+
+    def probe(self, label: str) -> Probe:
+        """The probe of that label."""
+        return next(probe for probe in self.probes if probe.label == label)
 
     def cells(self, model: str) -> list[Cell]:
         """All cells of a model: those that probes are fitted on, clean, then the other conditions."""
@@ -213,18 +233,16 @@ class Context:
 
     def _observe(self, cell: Cell) -> dict[str, np.ndarray]:
         condition = self.conditions[cell.condition]
-        samples, rows = self.samples(condition, cell.split), self.rows(cell.chunk)
+        samples, rows = self.samples(condition, cell.split), self.rows(cell)
         x, y, ids = samples.images(rows), labels_tensor(samples, rows), samples.ids[rows]
         model = self.model(cell.model).module
         if cell.model not in self._readers:
             self._readers[cell.model] = Taps(model, self.taps)
         clean = None
         if condition.kind == "attack":
-            at_rest = Cell(cell.model, CLEAN, cell.split, cell.chunk)
-            clean_key = self.observation_key(at_rest)
-            if not self.store.has(clean_key):
-                self.compute(at_rest)
-            clean = torch.from_numpy(self.store.load(clean_key)["logits"])
+            clean = torch.cat([torch.from_numpy(self._needed(c)["logits"]) for c in self.clean_cells(cell)])
+        if condition.against is not None and isinstance(condition, UnderAttack):
+            condition = condition.bind(scorer(self._fit(cell.model, self.probe(condition.against))))
         made = condition.apply(model, x, y, ids, self.suite.seed, clean, self.suite.batch_size)
         seen = observe(model, made.x, y, self._readers[cell.model], self.suite.batch_size)
         if condition.kind == CLEAN and int(y.max()) >= seen.logits.shape[1]:
@@ -296,6 +314,13 @@ class Context:
                 raise ConfigError(
                     f"{probe.kind} '{probe.label}' is fitted on the {probe.fit_on} split, which {self.suite.data} lacks. "
                     f"Add such a split to the data, or leave the {probe.kind} out."
+                )
+        for condition in self.conditions.values():
+            labels = [probe.label for probe in self.probes]
+            if condition.against is not None and condition.against not in labels:
+                raise ConfigError(
+                    f"condition '{condition.label}': {unknown_name('detector or estimator', condition.against, labels)} "
+                    f"An adaptive attack needs it among the suite's detectors or uq."
                 )
         if self.training and "train" not in self.data.splits:
             raise ConfigError(f"{self.suite.data} has no train split, but the suite trains {', '.join(self.training)}")

@@ -5,22 +5,23 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from robustbench_ext.conditions import Condition
+from robustbench_ext.conditions import Condition, UnderAttack
+from robustbench_ext.doubts import Attacked, access_of, doubts
 from robustbench_ext.evaluate import CLEAN, PREVIEWS, Cell, Context
-from robustbench_ext.metrics import METRICS, Estimate
+from robustbench_ext.metrics import METRICS, Estimate, audit, distance
 from robustbench_ext.metrics import calibration as cal
 from robustbench_ext.metrics import classification as cls
 from robustbench_ext.metrics import detection as det
 from robustbench_ext.metrics.intervals import bootstrap_mean
 from robustbench_ext.numbers import format_number
 from robustbench_ext.probes import CLASSIFIER
-from robustbench_ext.results import Cost, Curve, Row, finite
+from robustbench_ext.results import Cost, Curve, Finding, Row, finite
 
 Columns = dict[str, np.ndarray]
 HISTOGRAM_BINS = 40
@@ -35,6 +36,8 @@ class Measured:
     cost: list[Cost]
     gallery: list[dict[str, Any]]
     worst_cases: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    doubts: list[Finding] = field(default_factory=list)
 
 
 class _Tables:
@@ -90,9 +93,14 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
         done = {k: c for k, c in context.conditions.items() if tables.complete(model, k)}
         for label, condition in done.items():
             columns = tables.observations(model, label)
-            if condition.kind != "outliers":
+            if condition.facts().get("minimum_norm"):
+                # Without a budget everything breaks sooner or later: the distances count, not the verdicts.
+                _distances(out, tables, model, condition, columns)
+            elif condition.kind != "outliers":
                 _classifier(out, context, model, condition, columns)
                 _estimators(out, context, tables, model, condition)
+            if _target(condition) != "none":
+                _targeted(out, tables, model, condition, columns)
             if label != CLEAN:
                 _detectors(out, context, tables, model, condition)
             if condition.kind == "attack":
@@ -106,6 +114,7 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
                     )
                 )
         _worst_cases(out, context, tables, model, set(done))
+        _doubts(out, context, tables, model, done)
         _gallery(out, tables, model, done)
     return out
 
@@ -139,6 +148,30 @@ def _accuracies(
     out.rows.append(_row(model, condition, CLASSIFIER, "worst_class_accuracy", worst, group=classes[k]))
 
 
+def _audited(out: Measured, context: Context, model: str, condition: str, columns: Columns) -> None:
+    """Estimates of what the full protocol would find: overall, on these very samples, per class; what was audited."""
+    level = float(columns["audit_level"][0])
+    counts = audit.count(columns["audit"], columns["broken"], level)
+
+    def row(name: str, estimate: Estimate, group: str | None = None) -> None:
+        out.rows.append(_row(model, condition, CLASSIFIER, name, estimate, group=group))
+
+    row("robust_accuracy", counts.population())
+    row("audited_accuracy", counts.here())
+    row("screen_accuracy", cls.accuracy(columns["audit"] != audit.DECIDED))
+    row("audited_share", cls.accuracy(np.isin(columns["audit"], (audit.TAKEN, audit.DRAWN))))
+    for k, label in enumerate(context.data.classes):
+        here = columns["label"] == k
+        if here.any():
+            # A draw from all is a draw from each class.
+            row(
+                "robust_accuracy",
+                audit.count(columns["audit"][here], columns["broken"][here], level).population(),
+                label,
+            )
+    out.notes.append(f"{model}, {condition}: {audit.describe(counts)}")
+
+
 def _calibration(out: Measured, model: str, condition: str, probe: str, logits: np.ndarray, y: np.ndarray) -> None:
     confidence, right = cal.confidence_and_correctness(logits, y)
     for metric, estimate in (
@@ -154,20 +187,64 @@ def _calibration(out: Measured, model: str, condition: str, probe: str, logits: 
 
 def _classifier(out: Measured, context: Context, model: str, condition: Condition, columns: Columns) -> None:
     attacked = condition.kind == "attack"
+    if "audit" in columns:
+        _audited(out, context, model, condition.label, columns)
+        return
     name = "robust_accuracy" if attacked else "accuracy"
     _accuracies(out, context, model, condition.label, name, correct(columns), columns["label"])
     _calibration(out, model, condition.label, CLASSIFIER, columns["logits"], columns["label"])
     if attacked:
-        moved = columns["norm"][columns["broken"] & (columns["norm"] > 0)].astype(np.float64)
-        estimate = Estimate.undefined(len(moved), f"the attack broke {len(moved)} samples, too few for an interval")
-        if len(moved) > 1:
-            estimate = bootstrap_mean(moved)
-        out.rows.append(_row(model, condition.label, CLASSIFIER, "mean_norm", estimate))
+        _mean_norm(out, model, condition, columns)
         members = condition.facts()["members"]
         if len(members) > 1:
             for number, member in enumerate(members):
                 share = cls.accuracy(columns["broken_by"] == number)
                 out.rows.append(_row(model, condition.label, CLASSIFIER, "broken_by", share, group=member))
+
+
+def _mean_norm(out: Measured, model: str, condition: Condition, columns: Columns) -> None:
+    moved = columns["norm"][columns["broken"] & (columns["norm"] > 0)].astype(np.float64)
+    estimate = Estimate.undefined(len(moved), f"the attack broke {len(moved)} samples, too few for an interval")
+    if len(moved) > 1:
+        estimate = bootstrap_mean(moved)
+    out.rows.append(_row(model, condition.label, CLASSIFIER, "mean_norm", estimate))
+
+
+def _target(condition: Condition) -> str | int:
+    """What the condition's attack turns samples into; "none" where any mistake will do."""
+    target: str | int = condition.facts().get("parameters", {}).get("target", "none")
+    return target
+
+
+def _eligible(tables: _Tables, model: str, condition: Condition, columns: Columns) -> np.ndarray:
+    """Samples that the attack had to do something about, bool (N,): correct clean, and not of the target class."""
+    right = correct(tables.observations(model, CLEAN))
+    target = _target(condition)
+    return right & (columns["label"] != target) if isinstance(target, int) else right
+
+
+def _distances(out: Measured, tables: _Tables, model: str, condition: Condition, columns: Columns) -> None:
+    """What a minimum-norm attack without a budget found: median and mean distance, robust accuracy at every budget."""
+    distances = np.where(columns["reached"], columns["norm"].astype(np.float64), np.inf)
+    mine = _eligible(tables, model, condition, columns)
+    out.rows.append(_row(model, condition.label, CLASSIFIER, "median_norm", distance.median_distance(distances[mine])))
+    _mean_norm(out, model, condition, columns)
+    if _target(condition) != "none":
+        return  # robust means robust to any mistake
+    curve = distance.robust_accuracy_curve(np.where(mine, distances, 0.0))
+    if curve:
+        data = {name: _rounded(values) for name, values in curve.items()}
+        place = {"model": model, "condition": condition.label, "probe": CLASSIFIER}
+        out.curves.append(Curve(kind="robust-accuracy", data=data, **place))
+
+
+def _targeted(out: Measured, tables: _Tables, model: str, condition: Condition, columns: Columns) -> None:
+    """How often a targeted attack reached its target."""
+    mine = _eligible(tables, model, condition, columns)
+    estimate = Estimate.undefined(0, "no sample is classified correctly clean and not of the target class")
+    if mine.any():
+        estimate = cls.accuracy(columns["reached"][mine])
+    out.rows.append(_row(model, condition.label, CLASSIFIER, "targeted_success", estimate))
 
 
 def _estimators(out: Measured, context: Context, tables: _Tables, model: str, condition: Condition) -> None:
@@ -240,6 +317,8 @@ def _worst_cases(out: Measured, context: Context, tables: _Tables, model: str, d
     for norm, found in sorted(attacks.items()):
         for eps in sorted({e for e, _ in found}):
             members = [c.label for e, c in found if e <= eps]
+            if all(c.whole for e, c in found if e <= eps):
+                continue  # audits alone: most samples have no verdict of their own
             label = f"worst case {norm} {format_number(eps)}"
             missing = [member for member in members if member not in done]
             if missing:
@@ -252,6 +331,35 @@ def _worst_cases(out: Measured, context: Context, tables: _Tables, model: str, d
             entry = {"label": label, "kind": "worst-case", "norm": norm, "eps": eps, "over": members}
             if entry not in out.worst_cases:
                 out.worst_cases.append(entry)
+
+
+def _doubts(out: Measured, context: Context, tables: _Tables, model: str, done: dict[str, Condition]) -> None:
+    """What the attacks' records, held against each other, say of themselves."""
+    clean = tables.observations(model, CLEAN)
+    attacks = [_attacked(c, tables.observations(model, k)) for k, c in done.items() if isinstance(c, UnderAttack)]
+    checked = context.preflight(model) if context.store.has(context.preflight_key(model)) else []
+    randomised = any(c.name == "determinism" and c.status == "fail" for c in checked)
+    found = doubts(correct(clean), clean["label"], clean["logits"].shape[1], attacks, randomised)
+    out.doubts += [Finding(model=model, **asdict(check)) for check in found]
+
+
+def _attacked(condition: UnderAttack, columns: Columns) -> Attacked:
+    facts = condition.facts()
+    return Attacked(
+        label=condition.label,
+        attack=facts["attack"],
+        norm=facts["norm"],
+        eps=facts["eps"],
+        access=access_of(condition.attack),
+        broken=columns["broken"],
+        norms=columns["norm"],
+        broken_by=columns["broken_by"],
+        # Records of earlier versions do not say it.
+        late_gain=columns.get("late_gain", np.full(len(columns["broken"]), np.nan)),
+        members=tuple(facts["members"]),
+        parameters=facts["parameters"],
+        partial="audit" in columns,
+    )
 
 
 def _gallery(out: Measured, tables: _Tables, model: str, conditions: dict[str, Condition]) -> None:

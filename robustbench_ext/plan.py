@@ -85,7 +85,7 @@ def plan(context: Context) -> list[PlannedCell]:
             there = 0
             if loaded is not None:
                 mine = [c for c in context.cells(entry.name) if c.condition == label and c.split == "test"]
-                there = sum(len(samples.labels[context.rows(c.chunk)]) for c in mine if context.is_done(c))
+                there = sum(len(samples.labels[context.rows(c)]) for c in mine if context.is_done(c))
             forwards: int | None = 1
             backwards: int | None = 0
             if isinstance(condition, UnderAttack):

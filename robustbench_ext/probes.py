@@ -11,13 +11,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from robustbench_ext.attacks.adaptive import Scorer
 from robustbench_ext.attacks.base import build
 from robustbench_ext.catalog import DETECTORS, ESTIMATORS
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.models.observe import Observations
 
 CLASSIFIER = "classifier"
+
+
+class _Score:
+    """A fitted detector's score, or minus a fitted estimator's log-confidence."""
+
+    def __init__(self, fitted: Any) -> None:
+        self.taps: tuple[str, ...] = fitted.taps
+        self._fitted = fitted
+
+    def __call__(self, seen: Observations) -> Tensor:
+        if hasattr(self._fitted, "score_observations"):
+            score: Tensor = self._fitted.score_observations(seen)
+            return score
+        return -torch.log_softmax(self._fitted.calibrate(seen), dim=1).amax(dim=1)
+
+
+def scorer(fitted: Any) -> Scorer:
+    """What an adaptive attack brings down: a fitted detector's score (evasion), an estimator's lack of confidence."""
+    return _Score(fitted)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_ext import __version__
+from robustbench_ext.doubts import DOUBTS_VERSION
 from robustbench_ext.evaluate import CLEAN, Context
 from robustbench_ext.files import write_atomically
 from robustbench_ext.measure import Measured, measure, metric_table
+from robustbench_ext.preflight import PREFLIGHT_VERSION
 from robustbench_ext.provenance import environment
 from robustbench_ext.results import Failed, Finding, Row, RunResults
 
 RESULTS, TABLE, RUN, GALLERY = "results.json", "results.csv", "run.json", "gallery.json"
+CHECKS = f"{PREFLIGHT_VERSION}.{DOUBTS_VERSION}"  # results that were checked otherwise are measured again
 
 
 @dataclass
@@ -56,7 +59,8 @@ def unchanged_results(context: Context) -> RunResults | None:
         results = RunResults.read(context.folder / RESULTS)
     except (OSError, ValueError):
         return None
-    same = results.generator["version"] == __version__ and not results.failures
+    same = results.generator["version"] == __version__ and results.generator.get("checks") == CHECKS
+    same &= not results.failures
     loaded = {m["name"]: m["fingerprint"] for m in results.models}
     same &= loaded == {e.name: context.model(e.name).fingerprint for e in context.suite.models}
     same &= results.data == json.loads(json.dumps(context.data.describe()))
@@ -79,7 +83,7 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
         for p in context.probes
     ]
     results = RunResults(
-        generator={"name": "robustbench-ext", "version": __version__},
+        generator={"name": "robustbench-ext", "version": __version__, "checks": CHECKS},
         suite={
             "name": suite.name,
             "title": suite.title or suite.name,
@@ -93,11 +97,13 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
         probes=probes,
         metrics=metric_table(),
         preflight=findings,
+        doubts=measured.doubts,
         results=measured.rows,
         curves=measured.curves,
         cost=measured.cost,
         failures=sorted(done.failures, key=lambda f: f.what),
         notes=[
+            *measured.notes,
             *(f"{name} was left out: its package is not installed" for name in context.left_out),
             *(f"{name} was not evaluated: its preflight failed" for name in sorted(done.refused)),
             *(text for name in usable if _probes_fitted(context, name) for text in context.fit_warnings(name)),

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from robustbench_ext.checks import Status, verdict
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -48,9 +50,13 @@ class Row(_Part):
 
 
 class Curve(_Part):
-    """Numbers behind a figure: `kind` is reliability, scores or roc; `data` holds lists of equal length."""
+    """Numbers behind a figure; `data` holds lists of equal length.
 
-    kind: Literal["reliability", "scores", "roc"]
+    Attributes:
+        kind: "reliability", "scores", "roc", or "robust-accuracy" (against eps, from a minimum-norm attack).
+    """
+
+    kind: Literal["reliability", "scores", "roc", "robust-accuracy"]
     model: str
     condition: str
     probe: str
@@ -68,11 +74,11 @@ class Cost(_Part):
 
 
 class Finding(_Part):
-    """One preflight check of one model."""
+    """One check of one model: of the model before the run (preflight), or of its results after it (doubts)."""
 
     model: str
     name: str
-    status: Literal["pass", "doubt", "fail"]
+    status: Status
     message: str
     hint: str = ""
 
@@ -101,6 +107,7 @@ class RunResults(_Part):
     cost: list[Cost]
     failures: list[Failed]
     notes: list[str] = []
+    doubts: list[Finding] = []
 
     def to_json(self) -> str:
         """Stable JSON text."""
@@ -110,6 +117,17 @@ class RunResults(_Part):
     def read(cls, file: Path) -> RunResults:
         """Read results.json; a file of another schema version is an error of pydantic's that says so."""
         return cls.model_validate_json(file.read_text())
+
+    @property
+    def suspicions(self) -> list[Finding]:
+        """The checks that did not pass, before the run and after it, failures first."""
+        found = [f for f in (*self.preflight, *self.doubts) if f.status != "pass"]
+        return sorted(found, key=lambda f: f.status != "fail")
+
+    @property
+    def verdict(self) -> Status:
+        """The worst status of all checks of all models."""
+        return verdict((*self.preflight, *self.doubts))
 
     def find(self, **wanted: Any) -> list[Row]:
         """Rows with these field values."""

@@ -31,9 +31,31 @@ def _items(kinds: Iterable[str]) -> list[dict[str, Any]]:
     return out
 
 
+def markdown(items: list[dict[str, Any]]) -> str:
+    """One table for each kind: name, summary, and a column for each fact."""
+    tables = []
+    for kind in dict.fromkeys(item["kind"] for item in items):
+        rows = [item for item in items if item["kind"] == kind]
+        facts = [key for key in dict.fromkeys(k for row in rows for k in row) if key not in ("kind", "name", "summary")]
+        cells = [["name", *(fact.replace("_", " ") for fact in facts), "what it does"], ["---"] * (len(facts) + 2)]
+        cells += [[f"`{row['name']}`", *(_told(row.get(fact)) for fact in facts), row["summary"]] for row in rows]
+        lines = [f"| {' | '.join(line)} |" for line in cells]
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value if value is not None else "")
+
+
 def list_(
     kind: str | None = typer.Argument(None, help=f"One of {', '.join([*ALL, 'suites'])}; all by default."),
     as_json: bool = typer.Option(False, "--json", help="A JSON list of objects with name and summary."),
+    as_markdown: bool = typer.Option(
+        False, "--markdown", help="Tables for a document, with all that is known of each."
+    ),
 ) -> None:
     """List attacks, corruptions, defenses, detectors, uq, datasets, outliers, models and suites by name."""
     kinds = [*ALL, "suites"]
@@ -42,6 +64,9 @@ def list_(
     items = _items(kinds if kind is None else [kind])
     if as_json:
         print(json.dumps(items, indent=1, ensure_ascii=False))
+        return
+    if as_markdown:
+        print(markdown(items))
         return
     import textwrap
 

@@ -76,9 +76,8 @@ def run(
         written = write_reports(folder)
     if summary.results.results:
         _print_summary(summary)
-    for finding in summary.results.preflight:
-        if finding.status != "pass":
-            paragraph(f"{finding.status}: {finding.model}: {finding.name}: {finding.message}. {finding.hint}")
+    for finding in summary.results.suspicions:
+        paragraph(f"{finding.status}: {finding.model}: {finding.name}: {finding.message}. {finding.hint}")
     for failure in summary.failures:
         paragraph(f"failed: {failure.what}: {failure.error}")
     if summary.failures:
