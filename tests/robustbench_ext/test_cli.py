@@ -179,3 +179,28 @@ def test_doctor():
     done = rbx("doctor")
     assert done.exit_code == 0
     assert "torch" in done.output
+
+
+def test_check_fails_on_a_layer_that_rounds(tmp_path, monkeypatch, digits_model):
+    """Its gradients are zero: every gradient attack would call it robust."""
+    import torch
+
+    torch.save(digits_model.state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "rounds.py").write_text(
+        "import torch\n"
+        "from robustbench_ext.models.networks import SmallCNN\n"
+        "class Rounds(SmallCNN):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(torch.round(x * 8) / 8)\n"
+        "def build():\n"
+        "    model = Rounds(1, 10, 8)\n"
+        "    model.load_state_dict(torch.load('weights.pt'))\n"
+        "    return model\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = rbx("check", "--model", "rounds.py:build", "--data", "digits")
+    assert done.exit_code == 1
+    said = " ".join(done.output.split())
+    assert "FAIL gradients: the input gradient is exactly zero" in said
+    assert "DOUBT huge budget" in said
+    assert "verdict: fail" in said

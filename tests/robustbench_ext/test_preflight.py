@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from defenses import PGDAT
+from defenses.trainer import Architecture, Recipe, train
 from robustbench_ext.data import ArraySplit
-from robustbench_ext.models import wrap
+from robustbench_ext.models import load_model, wrap
 from robustbench_ext.preflight import preflight, verdict
 
 
@@ -38,8 +40,29 @@ class Noisy(nn.Module):
 
 
 class Rounding(nn.Module):
+    def __init__(self, straight_through=False, levels=16):
+        super().__init__()
+        self.straight_through, self.levels = straight_through, levels
+
     def forward(self, x):
-        return torch.round(x * 16) / 16
+        rounded = torch.round(x * self.levels) / self.levels
+        return x + (rounded - x).detach() if self.straight_through else rounded
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner, factor):
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x):
+        return self.inner(x) * self.factor
+
+
+class Steep(nn.Module):
+    """A step that is differentiable in name only: its gradients are exact, and lead nowhere."""
+
+    def forward(self, x):
+        return torch.sigmoid(200 * (x - 0.5))
 
 
 class Clamping(nn.Module):
@@ -66,7 +89,13 @@ class Detaching(nn.Module):
         (lambda m: nn.Sequential(m, nn.LogSoftmax(1)), "logits", "doubt"),
         (lambda m: nn.Sequential(m, nn.Threshold(1e9, float("nan"))), "forward pass", "fail"),
         (Noisy, "determinism", "fail"),
-        (lambda m: nn.Sequential(Rounding(), m), "gradients", "doubt"),
+        (lambda m: nn.Sequential(Rounding(), m), "gradients", "fail"),
+        (lambda m: nn.Sequential(Rounding(), m), "layers", "doubt"),
+        (lambda m: nn.Sequential(Rounding(levels=4), m), "huge budget", "doubt"),
+        (lambda m: nn.Sequential(Rounding(straight_through=True), m), "gradients", "doubt"),
+        (lambda m: nn.Sequential(Rounding(straight_through=True, levels=255), m), "gradients", "doubt"),
+        (lambda m: Scaled(m, 1000.0), "gradients", "fail"),
+        (Noisy, "gradients", "doubt"),
         (lambda m: nn.Sequential(Detaching(), m), "gradients", "fail"),
         (
             lambda m: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, track_running_stats=False), nn.Linear(64, 10)),
@@ -87,6 +116,73 @@ def test_planted_defects(change, name, status, digits_model, digits):
     assert checks[name].status == status, checks
     assert checks[name].hint or status == "fail"
     assert result == status or (result == "fail" and status == "doubt")
+
+
+def test_a_saturated_softmax_is_told_from_a_layer_that_rounds(digits_model, digits):
+    """Users have to know which: another loss helps against the first only."""
+    saturated = found(Scaled(digits_model, 1000.0), digits["test"])[1]
+    assert "softmax saturates" in saturated["gradients"].message
+    assert "apgd-dlr" in saturated["gradients"].hint
+    assert saturated["huge budget"].status == "pass"  # the margin's gradient leads somewhere
+    rounded = found(nn.Sequential(Rounding(levels=4), digits_model), digits["test"])[1]
+    assert "quantised or non-differentiable" in rounded["gradients"].message
+    assert "RoundBackward" in rounded["layers"].message
+    assert "accuracy stays at 1" in rounded["huge budget"].message
+
+
+def test_the_hint_to_a_randomised_model_names_the_attack(digits_model, digits):
+    assert "`rand`" in found(Noisy(digits_model), digits["test"])[1]["determinism"].hint
+
+
+def test_exact_gradients_that_lead_nowhere(mnist_model, mnist):
+    _, checks = found(nn.Sequential(Steep(), mnist_model), mnist["test"])
+    assert checks["huge budget"].status == "doubt"
+    assert "of 16 under a budget that allows any image" in checks["huge budget"].message
+
+
+class Cliff(nn.Module):
+    """Changes little, with a gradient of some 1e5 where the first pixel is just above a half."""
+
+    def forward(self, x):
+        height = (x[:, :, :1, :1] - 0.5).clamp_min(0.0) + 1e-14
+        return x + 100.0 * height.sqrt() * (height < 1e-3)
+
+
+def test_exploding_gradients(digits_model, digits):
+    split = digits["test"]
+    x = split.images(slice(0, 64)).clone()
+    x[0, 0, 0, 0] = 0.5 + 6e-8
+    _, checks = found(nn.Sequential(Cliff(), digits_model), ArraySplit(x, split.labels[:64], split.ids[:64]))
+    assert checks["gradients"].status == "doubt"
+    assert "explode" in checks["gradients"].message
+
+
+class FakeQuantize(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_layers_that_quantise_are_named(digits_model, digits):
+    _, checks = found(nn.Sequential(FakeQuantize(), digits_model), digits["test"])
+    assert checks["layers"].status == "doubt"
+    assert "FakeQuantize (0)" in checks["layers"].message
+    digits_like = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    digits_like.register_buffer("codes", torch.zeros(3, dtype=torch.int8))
+    assert "torch.int8 numbers (codes)" in found(digits_like, digits["test"])[1]["layers"].message
+
+
+def test_ordinary_networks_raise_none_of_the_gradient_checks(mnist_model, mnist, digits, tmp_path):
+    """Standard, adversarially trained, and a deep one with random weights."""
+    from torchvision.models import resnet18
+
+    recipe = Recipe(epochs=4, eps=0.1, attack_steps=2, validation_n=50, validation_steps=1)
+    train(PGDAT(), Architecture("small-cnn", digits.shape, 10), digits, recipe, tmp_path / "model")
+    robust = load_model(str(tmp_path / "model")).module
+    torch.manual_seed(0)
+    noise = ArraySplit(torch.rand(8, 3, 64, 64), np.arange(8), np.array([str(i) for i in range(8)]))
+    for model, split in ((mnist_model, mnist["test"]), (robust, digits["test"]), (resnet18(num_classes=10), noise)):
+        _, checks = found(model, split)
+        assert {checks[name].status for name in ("gradients", "layers", "huge budget")} == {"pass"}, checks
 
 
 @pytest.mark.parametrize(
