@@ -106,7 +106,7 @@ def test_adaptive_conditions_of_a_suite(tiny_suite, tmp_path):
     again = run_suite(tiny_suite, tmp_path)
     assert again.computed == 0 and again.reused == summary.computed
     tiny_suite["conditions"][1]["against"] = "enrgy"
-    with pytest.raises(ConfigError, match="did you mean 'energy'"):
+    with pytest.raises(ConfigError, match="Did you mean 'energy'"):
         run_suite(tiny_suite, tmp_path / "other")
 
 
