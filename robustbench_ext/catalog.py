@@ -180,6 +180,11 @@ MODELS = Registry(
     (
         Entry("small-cnn", f"{_M}.networks:small_cnn", "three convolutions, for 8x8 to 32x32 inputs"),
         Entry("small-resnet", f"{_M}.networks:small_resnet", "eight-layer residual network, for 8x8 to 32x32 inputs"),
+        Entry("resnet-18", f"{_M}.resnet:resnet_18", "ResNet-18 with a 3x3 stem, for 8x8 inputs and larger"),
+        Entry("preact-resnet-18", f"{_M}.resnet:preact_resnet_18", "PreActResNet-18 with a 3x3 stem, as AWP uses it"),
+        Entry("wide-resnet", f"{_M}.wide_resnet:wide_resnet", "wide residual network of a chosen depth and widening"),
+        Entry("wide-resnet-34-10", f"{_M}.wide_resnet:wide_resnet_34_10", "WRN-34-10 as TRADES uses it"),
+        Entry("trades-cnn", f"{_M}.trades_cnn:trades_cnn", "TRADES' network for 28x28 inputs, no batch norm"),
     ),
 )
 

@@ -56,6 +56,7 @@ def load_model(
     weights: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    seed: int = 0,
 ) -> LoadedModel:
     """Load a model by its specification.
 
@@ -65,6 +66,7 @@ def load_model(
         mean, std: normalisation that the model expects, applied inside it.
         weights: a safetensors file, or (torchvision only) the name of published weights such as `DEFAULT`.
         kwargs: passed on to the factory or architecture.
+        seed: of the fresh weights of a reference network; factories seed themselves.
 
     Raises:
         ModelError: nothing of that name, a factory that fails, weights that do not fit.
@@ -84,7 +86,7 @@ def load_model(
     elif (Path(name) / RECIPE_FILE).is_file():
         module = _checkpoint(Path(name))
     elif name in MODELS:
-        torch.manual_seed(0)  # fresh weights are the same weights every time
+        torch.manual_seed(seed)  # fresh weights are the same weights every time
         module = MODELS.load(name)(shape[0], num_classes, shape[1], **options)
     elif ":" in name:
         torch.manual_seed(0)  # a factory that does not seed itself must still give the same weights in every process

@@ -9,6 +9,25 @@ from torch.nn import functional as F
 from robustbench_ext.errors import ModelError
 
 
+class CosineLinear(nn.Module):
+    """A last layer that returns cosines between features and class weights, times a fixed scale (Wang et al. 2018)."""
+
+    def __init__(self, features: int, num_classes: int, scale: float = 30.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, num_classes, bias=False)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Through the linear layer, so that `penultimate` finds the features; their length is taken out afterwards.
+        cosines = self.linear(x) / self.linear.weight.norm(dim=1).clamp_min(1e-12)
+        scaled: Tensor = self.scale * cosines / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return scaled
+
+
+def _head(features: int, num_classes: int, cosine: bool) -> nn.Module:
+    return CosineLinear(features, num_classes) if cosine else nn.Linear(features, num_classes)
+
+
 def _check_size(name: str, image_size: int) -> None:
     if not 8 <= image_size <= 64:
         raise ModelError(
@@ -22,7 +41,9 @@ class SmallCNN(nn.Module):
     Inputs of 20 pixels and more start with a 5x5 convolution of stride 2. `fc1` is the penultimate layer.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, image_size: int, width: int = 16) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, image_size: int, width: int = 16, cosine_head: bool = False
+    ) -> None:
         super().__init__()
         large = image_size >= 20
         self.conv1 = nn.Conv2d(in_channels, width, 5 if large else 3, 2 if large else 1, 2 if large else 1, bias=False)
@@ -34,7 +55,7 @@ class SmallCNN(nn.Module):
         with torch.no_grad():
             side = self.conv3(self.conv2(self.conv1(torch.zeros(1, in_channels, image_size, image_size)))).shape[-1]
         self.fc1 = nn.Linear(2 * width * side * side, 64)
-        self.fc2 = nn.Linear(64, num_classes)
+        self.fc2 = _head(64, num_classes, cosine_head)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
@@ -67,13 +88,13 @@ class _Block(nn.Module):
 class SmallResNet(nn.Module):
     """A stem, three residual blocks (width, 2 width, 4 width; the last two halve the size), average pooling, logits."""
 
-    def __init__(self, in_channels: int, num_classes: int, width: int = 16) -> None:
+    def __init__(self, in_channels: int, num_classes: int, width: int = 16, cosine_head: bool = False) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.layer1 = _Block(width, width, 1)
         self.layer2 = _Block(width, 2 * width, 2)
         self.layer3 = _Block(2 * width, 4 * width, 2)
-        self.fc = nn.Linear(4 * width, num_classes)
+        self.fc = _head(4 * width, num_classes, cosine_head)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.stem(x))))
@@ -81,13 +102,17 @@ class SmallResNet(nn.Module):
         return logits
 
 
-def small_cnn(in_channels: int, num_classes: int, image_size: int, width: int = 16) -> nn.Module:
+def small_cnn(
+    in_channels: int, num_classes: int, image_size: int, width: int = 16, cosine_head: bool = False
+) -> nn.Module:
     """`small-cnn`: see `SmallCNN`."""
     _check_size("small-cnn", image_size)
-    return SmallCNN(in_channels, num_classes, image_size, width)
+    return SmallCNN(in_channels, num_classes, image_size, width, cosine_head)
 
 
-def small_resnet(in_channels: int, num_classes: int, image_size: int, width: int = 16) -> nn.Module:
+def small_resnet(
+    in_channels: int, num_classes: int, image_size: int, width: int = 16, cosine_head: bool = False
+) -> nn.Module:
     """`small-resnet`: see `SmallResNet`."""
     _check_size("small-resnet", image_size)
-    return SmallResNet(in_channels, num_classes, width)
+    return SmallResNet(in_channels, num_classes, width, cosine_head)
