@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from torch.nn import functional as F
 
-from defenses.base import Batch, Defense, Loss
+from defenses.base import Batch, Defense, Loss, cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +16,7 @@ class Standard(Defense):
 
     name: ClassVar[str] = "standard"
     select_by: ClassVar[str] = "clean"
+    soft_targets: ClassVar[bool] = True
 
-    def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        return Loss(F.cross_entropy(model(batch.x), batch.y))
+    def loss(self, model: nn.Module, batch: Batch, state: nn.Module | None = None) -> Loss:
+        return Loss(cross_entropy(model(batch.x), batch).mean())

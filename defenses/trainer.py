@@ -1,8 +1,9 @@
-"""One trainer for every defense: data order, inner attack, schedule, validation, checkpoints.
+"""One trainer for every defense: data order, augmentation, inner attack, schedule, validation, checkpoints.
 
-All randomness is counter-based - the order of an epoch and the attack's starts are functions of (seed, epoch, sample
-id), and the global generator, which dropout uses, is seeded anew for every epoch - so a checkpoint needs no generator
-states: a run that was killed and is started again ends at the same weights as one that was not.
+All randomness is counter-based - the order of an epoch, augmentations and the attack's starts are functions of (seed,
+epoch, sample id), and the global generator, which dropout uses, is seeded anew for every step - so a checkpoint needs no
+generator states: a run that is killed in the middle of an epoch and is started again ends at the same weights, bit for
+bit on the CPU, as one that was not.
 """
 
 from __future__ import annotations
@@ -11,94 +12,33 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from defenses.base import Batch, Defense
-from robustbench_ext.attacks.inner import InnerAttack
-from robustbench_ext.attacks.pgd import PGD
-from robustbench_ext.attacks.threat import Threat
-from robustbench_ext.catalog import MODELS
+from defenses.averaging import Average
+from defenses.base import Batch, Crafter, Defense, Task
+from defenses.recipe import Recipe
+from defenses.runtime import Runtime
+from defenses.validation import Alarm, measure_energies, validate
 from robustbench_ext.data.base import Dataset, Split
 from robustbench_ext.errors import ConfigError, RobustBenchExtError
 from robustbench_ext.files import write_atomically
 from robustbench_ext.fingerprint import key_of
-from robustbench_ext.models.contract import check_images, frozen_eval
+from robustbench_ext.models.contract import check_images
 from robustbench_ext.models.loading import RECIPE_FILE, WEIGHTS_FILE, fingerprint_module, load_model
-from robustbench_ext.numbers import read_numbers
-from robustbench_ext.randomness import SampleRandom
+from robustbench_ext.randomness import SampleRandom, sample_keys
+
+__all__ = ["Architecture", "Recipe", "train", "training_key"]
 
 CHECKPOINT_FILE = "checkpoint.pt"
-TRAINER_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything about a training run but the defense, the network and the data.
-
-    Args:
-        epochs, batch_size: of the outer loop; an epoch is cut into equal batches of at most `batch_size`.
-        optimizer: "sgd" (momentum) or "adamw".
-        lr, momentum, weight_decay: of the optimizer.
-        schedule: "onecycle" (25 % warm-up, then cosine to nearly 0), "cosine" or "constant"; stepped every batch.
-        eps, norm: of the inner attack, and of the PGD attack that validates.
-        attack_steps, step_size: of the inner attack; 2.5 eps / steps by default.
-        validation_steps: PGD steps (of the default size) on the calibration split after an epoch.
-        validation_n: how many calibration samples are attacked (the first, a stratified sample); None for all.
-    """
-
-    epochs: int = 20
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    eps: float = 0.1
-    norm: str = "Linf"
-    attack_steps: int = 10
-    step_size: float | None = None
-    validation_steps: int = 10
-    validation_n: int | None = 500
-
-    def __post_init__(self) -> None:
-        read_numbers(self, "recipe")
-        for name, choices in {"optimizer": ("sgd", "adamw"), "schedule": ("onecycle", "cosine", "constant")}.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"recipe: {name} = {getattr(self, name)!r}, expected one of {', '.join(choices)}")
-        # Batch norm needs two samples in a batch.
-        for name, least in {"epochs": 1, "batch_size": 2, "attack_steps": 1, "validation_steps": 1}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"recipe: {name} = {getattr(self, name)}, expected at least {least}")
-        if self.validation_n is not None and self.validation_n < 1:
-            raise ConfigError(f"recipe: validation_n = {self.validation_n}, expected at least 1")
-        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
-            raise ConfigError(
-                f"recipe: momentum = {self.momentum}, weight_decay = {self.weight_decay}; expected both >= 0"
-            )
-        self.threat()
-        if self.lr <= 0:
-            raise ConfigError(f"recipe: lr = {self.lr}, expected a number > 0")
-
-    def threat(self) -> Threat:
-        """The threat model of training and validation."""
-        return Threat(self.norm, self.eps)
-
-    def factor(self, step: int, total: int) -> float:
-        """The learning rate at a step, as a share of `lr`."""
-        if self.schedule == "constant":
-            return 1.0
-        done = step / max(1, total)
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        if done < 0.25:  # from 1/25 up, as one-cycle schedules begin
-            return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * done / 0.25))
-        return 1e-4 + (1 - 1e-4) * 0.5 * (1 + math.cos(math.pi * (done - 0.25) / 0.75))
+TRAINER_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -114,15 +54,15 @@ class Architecture:
 
     def build(self, seed: int) -> nn.Module:
         """The network; reference networks get other weights for another seed, given weights and factories stay."""
-        module = load_model(
-            self.spec, shape=self.shape, num_classes=self.num_classes, mean=self.mean, std=self.std, kwargs=self.kwargs
+        return load_model(
+            self.spec,
+            shape=self.shape,
+            num_classes=self.num_classes,
+            mean=self.mean,
+            std=self.std,
+            kwargs=self.kwargs,
+            seed=seed,
         ).module
-        if seed and self.spec in MODELS:
-            torch.manual_seed(seed)
-            for child in module.modules():
-                if isinstance(child, (nn.Conv2d, nn.Linear)):
-                    child.reset_parameters()
-        return module
 
 
 def training_key(defense: Defense, architecture: Architecture, data: Dataset, recipe: Recipe, seed: int) -> str:
@@ -142,36 +82,6 @@ def training_key(defense: Defense, architecture: Architecture, data: Dataset, re
     )
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Accuracy on the calibration split."""
-
-    clean: float
-    robust: float
-
-
-def validate(model: nn.Module, split: Split, recipe: Recipe, seed: int, batch_size: int = 500) -> Validation:
-    """Clean accuracy of the whole split and PGD accuracy of its first samples; draws are the same in every epoch."""
-    attacked = split.take(recipe.validation_n)
-    logits, labels = [], torch.from_numpy(split.labels)
-    with torch.no_grad(), frozen_eval(model):
-        for start in range(0, len(split), batch_size):
-            logits.append(model(split.images(slice(start, start + batch_size))))
-    scores = torch.cat(logits)
-    attack = PGD(eps=recipe.eps, norm=recipe.norm, steps=recipe.validation_steps)
-    n = len(attacked)
-    result = attack(
-        model, attacked.images(slice(0, n)), labels[:n], ids=attacked.ids, seed=seed, clean_logits=scores[:n]
-    )
-    clean = float((scores.argmax(1) == labels).float().mean())
-    return Validation(clean, float((~result.broken).float().mean()))
-
-
-def _order(split: Split, seed: int, epoch: int) -> np.ndarray:
-    draws = SampleRandom.of(seed, split.ids, "epoch-order").bits(1, step=epoch)[:, 0].numpy()
-    return np.lexsort((np.arange(len(draws)), draws))
-
-
 def train(
     defense: Defense,
     architecture: Architecture,
@@ -181,10 +91,13 @@ def train(
     seed: int = 0,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_batch: Callable[[int, int, int], None] | None = None,
+    device: str = "cpu",
+    checkpoint_seconds: float = 60.0,
 ) -> Path:
     """Train, keep the best epoch, write `model.safetensors`, `model.json` and the curve into the folder `out`.
 
-    Training that was interrupted goes on at the last finished epoch; training that is done already is not repeated.
+    Training that was interrupted goes on at the last checkpoint; training that is done already is not repeated. Under
+    accelerate's launcher every process calls this with the same arguments; one of them writes.
 
     Args:
         defense: the objective.
@@ -192,11 +105,18 @@ def train(
             names (ties go to the other one). `test` is never touched.
         on_epoch: called with the epoch's row of the curve.
         on_batch: called with (epoch, batch, batches).
+        device: "cpu", "cuda", "auto"; see `defenses.runtime`.
+        checkpoint_seconds: at least so long between checkpoints within an epoch; every epoch ends with one.
 
     Raises:
-        ConfigError: `out` holds another training run.
+        ConfigError: `out` holds another training run, or the recipe asks for what the defense cannot do.
         RobustBenchExtError: the loss became NaN or infinite.
     """
+    if not defense.soft_targets and (recipe.label_smoothing or recipe.augmentation.cutmix):
+        raise ConfigError(
+            f"{defense.name} is defined for labels, not for probabilities: leave out label_smoothing and cutmix"
+        )
+    runtime = Runtime(device, recipe.precision)
     key = training_key(defense, architecture, data, recipe, seed)
     out.mkdir(parents=True, exist_ok=True)
     finished = out / RECIPE_FILE
@@ -207,155 +127,306 @@ def train(
                 f"Give another --out, or remove the folder."
             )
         return out
-    split = data["train"]
-    check_images(split.images(slice(0, min(len(split), 256))), f"{data.name}/train")
-    model = architecture.build(seed)
-    optimizer = _optimizer(model, recipe)
-    state = _resume(out, key, model, optimizer)
-    batches = [
-        b for b in np.array_split(np.arange(len(split)), math.ceil(len(split) / recipe.batch_size)) if len(b) > 1
-    ]
-    if not batches:
-        raise ConfigError(f"{data.name}/train has {len(split)} samples: too few to train on")
-    attack = _inner(defense, recipe)
-    while state.epoch < recipe.epochs:
-        started = time.perf_counter()
-        order = _order(split, seed, state.epoch)
-        model.train()
-        torch.manual_seed(
-            _epoch_seed(seed, state.epoch)
-        )  # for layers that draw from the global generator, such as dropout
-        totals: dict[str, float] = {}
-        for number, positions in enumerate(batches):
-            step = state.epoch * len(batches) + number
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * recipe.factor(step, recipe.epochs * len(batches))
-            index = np.sort(order[positions])
-            x, y = split.images(index), torch.from_numpy(split.labels[index])
-            x_adv = x
-            if attack is not None:
-                x_adv = attack(model, x, y, SampleRandom.of(seed, split.ids[index], "inner-attack"), step=state.epoch)
-            loss = defense.loss(model, Batch(x, y, x_adv, state.epoch))
-            _descend(optimizer, loss.value, state.epoch)
-            for name, value in {"loss": float(loss.value.detach()), **loss.logs}.items():
-                totals[name] = totals.get(name, 0.0) + value * len(index)
-            if on_batch is not None:
-                on_batch(state.epoch, number + 1, len(batches))
-        measured = validate(model, data["calibration"], recipe, seed)
-        row = {
-            "epoch": state.epoch + 1,
-            **{name: total / len(split) for name, total in totals.items()},
-            "clean_accuracy": measured.clean,
-            "robust_accuracy": measured.robust,
-        }
-        state.finish_epoch(model, row, defense.select_by)
-        _checkpoint(out, key, model, optimizer, state)
-        if on_epoch is not None:
-            on_epoch({**row, "seconds": time.perf_counter() - started, "epochs": recipe.epochs})
-    _publish(out, key, defense, architecture, data, recipe, seed, state)
+    with _determinism(recipe.deterministic):
+        run = _Training(defense, architecture, data, recipe, seed, runtime, key, out, checkpoint_seconds)
+        run.resume()
+        while not run.is_over:
+            row = run.epoch(on_batch)
+            if on_epoch is not None and runtime.is_main:
+                on_epoch(row)
+        if runtime.is_main:
+            run.publish()
+        runtime.close()
     return out
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(SampleRandom.of(seed, ["all"], "global").bits(1, step=epoch)[0, 0])
-
-
-def _inner(defense: Defense, recipe: Recipe) -> InnerAttack | None:
-    if defense.objective is None:
-        return None
-    return InnerAttack(recipe.threat(), recipe.attack_steps, recipe.step_size, defense.objective, defense.start)
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, epoch: int) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise RobustBenchExtError(
-            f"the training loss became {float(loss.detach())} in epoch {epoch + 1}. Lower lr, or check the data for NaN; "
-            f"the last finished epoch is kept in the checkpoint."
-        )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-
-
 @dataclass
-class _State:
-    """Where a training run stands: finished epochs, its curve, the best weights so far."""
+class _Progress:
+    """Where a training stands: what is done, the curve, the best weights so far. A checkpoint holds all of it."""
 
-    epoch: int
-    curve: list[dict[str, float]]
-    best: dict[str, Tensor]
-    best_score: tuple[float, float]
-    best_epoch: int
-
-    def finish_epoch(self, model: nn.Module, row: dict[str, float], select_by: str) -> None:
-        self.epoch += 1
-        self.curve.append(row)
-        other = "clean" if select_by == "robust" else "robust"
-        score = (row[f"{select_by}_accuracy"], row[f"{other}_accuracy"])
-        if score > self.best_score:
-            self.best_score, self.best_epoch = score, self.epoch
-            self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    epoch: int = 0
+    batch: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: tuple[float, float] = (-1.0, -1.0)
+    best_epoch: int = 0
+    alarm: int | None = None
 
 
-def _checkpoint(out: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, state: _State) -> None:
-    content = {
-        "key": key,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "epoch": state.epoch,
-        "curve": state.curve,
-        "best": state.best,
-        "best_score": list(state.best_score),
-        "best_epoch": state.best_epoch,
-    }
-    write_atomically(out / CHECKPOINT_FILE, lambda file: torch.save(content, file))
+class _Training:
+    """One run: what is fixed for its length, and its progress."""
 
+    def __init__(
+        self,
+        defense: Defense,
+        architecture: Architecture,
+        data: Dataset,
+        recipe: Recipe,
+        seed: int,
+        runtime: Runtime,
+        key: str,
+        out: Path,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.defense, self.architecture, self.data, self.recipe = defense, architecture, data, recipe
+        self.seed, self.runtime, self.key, self.out = seed, runtime, key, out
+        self.split = data["train"]
+        check_images(self.split.images(slice(0, min(len(self.split), 256))), f"{data.name}/train")
+        self.batches = _batches(len(self.split), recipe.batch_size)
+        if not self.batches:
+            raise ConfigError(f"{data.name}/train has {len(self.split)} samples: too few to train on")
+        self.num_classes = architecture.num_classes
+        self.bare = architecture.build(seed).to(runtime.device)
+        self.model = runtime.wrap(self.bare)
+        counts = np.bincount(self.split.labels, minlength=self.num_classes)
+        torch.manual_seed(seed)
+        self.state = defense.state(self.bare, Task(counts, architecture.shape, recipe.epochs)).to(runtime.device)
+        self.optimizer = _optimizer([*self.bare.parameters(), *self.state.parameters()], recipe)
+        self.attack = _attack(defense, recipe)
+        self.average = Average() if recipe.average != "none" else None
+        self.progress = _Progress()
+        self.labels = torch.from_numpy(self.split.labels)
+        self.keys = sample_keys(self.split.ids)
+        self._checkpoint_seconds, self._saved_at = checkpoint_seconds, time.monotonic()
+        if recipe.precision != "float32":
+            # Losses are computed in float32 from what lower precision gives.
+            self.bare.register_forward_hook(lambda _, __, output: output.float())
 
-def _resume(out: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
-    file = out / CHECKPOINT_FILE
-    if file.is_file():
+    # Steps -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train."""
+        p, recipe = self.progress, self.recipe
+        patience = recipe.patience is not None and p.epoch - p.best_epoch >= recipe.patience
+        return p.epoch >= recipe.epochs or patience or (recipe.stop_on_alarm and p.alarm is not None)
+
+    def epoch(self, on_batch: Callable[[int, int, int], None] | None) -> dict[str, Any]:
+        """The rest of the current epoch, its validation and its checkpoint; returns its row of the curve."""
+        started = time.perf_counter()
+        p = self.progress
+        order, dice = _order(self.split, self.seed, p.epoch), self._dice(p.epoch)
+        self.model.train()
+        while p.batch < len(self.batches):
+            self.step(np.sort(order[self.batches[p.batch]]), dice[p.batch])
+            p.batch += 1
+            if on_batch is not None and self.runtime.is_main:
+                on_batch(p.epoch, p.batch, len(self.batches))
+            if p.batch < len(self.batches) and time.monotonic() - self._saved_at >= self._checkpoint_seconds:
+                self.save()
+        if self.average is not None and self.recipe.average == "swa" and self._averages_now():
+            self.runtime.average_buffers(self.bare)
+            self.average.update(self.bare, None)
+        row = self._finish_epoch()
+        self.save()
+        return {**row, "seconds": time.perf_counter() - started, "epochs": self.recipe.epochs}
+
+    def step(self, index: np.ndarray, dice: int) -> None:
+        """One step on the samples of one global batch."""
+        p, recipe, runtime = self.progress, self.recipe, self.runtime
+        number = p.epoch * len(self.batches) + p.batch
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * recipe.factor(number, recipe.epochs * len(self.batches))
+        torch.manual_seed(dice)  # for layers that draw from the global generator, such as dropout
+        part = runtime.part(index)
+        batch = self._batch(part)
+        with self.defense.perturb(self.model, batch, self.state):
+            with runtime.precise():
+                loss = self.defense.loss(self.model, batch, self.state)
+            self._check(loss.value)
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss.value * runtime.scale(len(part), len(index))).backward()  # type: ignore[no-untyped-call]
+        runtime.average_gradients(self.state)
+        if recipe.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.bare.parameters(), recipe.clip_grad)
+        self.optimizer.step()
+        if self.average is not None and recipe.average == "ema":
+            self.average.update(self.bare, recipe.average_decay)
+        for name, value in {"loss": loss.value.detach(), **loss.logs}.items():
+            p.sums[name] = p.sums.get(name, 0.0) + value.double() * len(part)
+
+    def _batch(self, part: np.ndarray) -> Batch:
+        """The samples, augmented and attacked."""
+        recipe, device, epoch = self.recipe, self.runtime.device, self.progress.epoch
+        rows = torch.from_numpy(part)
+        x, y = self.split.images(part).to(device), self.labels[rows].to(device)
+        keys = self.keys[rows].to(device)
+        mixed: Tensor | None = None
+        random = SampleRandom(self.seed, keys, "augmentation")
+        x = recipe.augmentation.augment(x, random, epoch)
+        if recipe.augmentation.cutmix:
+            x, mixed = recipe.augmentation.mix(x, y, self.num_classes, random, epoch)
+        x_adv, steps_correct = x, None
+        if self.attack is not None:
+            starts = SampleRandom(self.seed, keys, "inner-attack")
+            with self.runtime.precise():
+                crafted = self.attack.craft(self.bare, x, y, starts, epoch, mixed)
+            x_adv, steps_correct = crafted.x_adv, crafted.steps_correct
+        targets = mixed
+        if recipe.label_smoothing:
+            hard = F.one_hot(y, self.num_classes).float() if mixed is None else mixed
+            targets = hard * (1 - recipe.label_smoothing) + recipe.label_smoothing / self.num_classes
+        return Batch(
+            x=x,
+            y=y,
+            x_adv=x_adv,
+            eps=recipe.eps,
+            epoch=epoch,
+            epochs=recipe.epochs,
+            targets=targets,
+            steps_correct=steps_correct,
+            attack_steps=recipe.attack_steps,
+        )
+
+    def _check(self, loss: Tensor) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise RobustBenchExtError(
+                f"the training loss became {float(loss.detach())} in epoch {self.progress.epoch + 1}. Lower lr, or check the "
+                f"data for NaN; the last checkpoint is kept."
+            )
+
+    def _dice(self, epoch: int) -> list[int]:
+        """A seed for the global generator before each step of an epoch; another one on each process."""
+        names = [
+            f"{number}/{self.runtime.rank}" if self.runtime.rank else number for number in range(len(self.batches))
+        ]
+        return SampleRandom.of(self.seed, names, "global").bits(1, step=epoch)[:, 0].tolist()
+
+    def _averages_now(self) -> bool:
+        return (self.progress.epoch + 1) / self.recipe.epochs > self.recipe.swa_start
+
+    # Epoch's end -----------------------------------------------------------------------------------------------------
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        p = self.progress
+        self.runtime.average_buffers(self.bare)
+        sums = {name: float(self.runtime.total(value)) for name, value in p.sums.items()}
+        measured = self.runtime.from_main(self._measure)
+        row = {"epoch": p.epoch + 1, **{name: total / len(self.split) for name, total in sums.items()}, **measured}
+        p.curve.append(row)
+        p.epoch, p.batch, p.sums = p.epoch + 1, 0, {}
+        if p.alarm is None:
+            p.alarm = Alarm().epoch(p.curve)
+        by = self.defense.select_by
+        other = "clean" if by == "robust" else "robust"
+        score = (row[f"{by}_accuracy"], row[f"{other}_accuracy"])
+        if score > p.best_score:
+            p.best_score, p.best_epoch = score, p.epoch
+            with self._averaged():
+                p.best = {name: value.detach().cpu().clone() for name, value in self.bare.state_dict().items()}
+        return row
+
+    @contextmanager
+    def _averaged(self) -> Any:
+        """The weights that would be published now."""
+        if self.average is None:
+            yield
+        else:
+            with self.average.applied(self.bare):
+                yield
+
+    def _measure(self) -> dict[str, float]:
+        device = self.runtime.device
+        with self._averaged():
+            found = validate(self.bare, self.data["calibration"], self.recipe, self.seed, device=device)
+            row = {"clean_accuracy": found.clean, "robust_accuracy": found.robust}
+            if self.recipe.energy_n:
+                for name, split in (("train", self.split), ("calibration", self.data["calibration"])):
+                    energies = measure_energies(self.bare, split, self.recipe, self.seed, device)
+                    row |= {f"{key}_{name}": value for key, value in energies.items()}
+        return row
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint, as a whole or not at all."""
+        self._saved_at = time.monotonic()
+        if not self.runtime.is_main:
+            return
+        p = self.progress
+        content = {
+            "key": self.key,
+            "world": self.runtime.world,
+            "model": self.bare.state_dict(),
+            "state": self.state.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "progress": {**vars(p), "best_score": list(p.best_score)},
+        }
+        write_atomically(self.out / CHECKPOINT_FILE, lambda file: torch.save(content, file))
+
+    def resume(self) -> None:
+        """Go on from the checkpoint of this very training, if there is one."""
+        file = self.out / CHECKPOINT_FILE
+        if not file.is_file():
+            return
         try:
-            content = torch.load(file, weights_only=True)
+            content = torch.load(file, weights_only=True, map_location=self.runtime.device)
         except Exception:  # a damaged file raises whatever its bytes happen to trip; it counts as missing
-            content = {"key": None}
-        if content["key"] == key:
-            model.load_state_dict(content["model"])
-            optimizer.load_state_dict(content["optimizer"])
-            first, second = content["best_score"]
-            return _State(content["epoch"], content["curve"], content["best"], (first, second), content["best_epoch"])
-    return _State(0, [], {}, (-1.0, -1.0), 0)
+            return
+        if content.get("key") != self.key or content.get("world") != self.runtime.world:
+            return
+        self.bare.load_state_dict(content["model"])
+        self.state.load_state_dict(content["state"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        found = content["progress"]
+        first, second = found.pop("best_score")
+        self.progress = _Progress(**found, best_score=(first, second))
+
+    def publish(self) -> None:
+        """Write weights, curve and recipe; model.json marks the folder as finished, so it is written last."""
+        from safetensors.torch import save_file
+
+        p = self.progress
+        weights = {name: value.cpu().contiguous() for name, value in p.best.items()}
+        write_atomically(self.out / WEIGHTS_FILE, lambda file: save_file(weights, str(file)))
+        description = {
+            "key": self.key,
+            "defense": self.defense.spec(),
+            "architecture": asdict(self.architecture),
+            "recipe": asdict(self.recipe),
+            "data": self.data.describe(),
+            "seed": self.seed,
+            "selected": {"epoch": p.best_epoch, "by": self.defense.select_by, "on": "calibration"},
+            "alarm": p.alarm,
+            "curve": p.curve,
+        }
+        write_atomically(self.out / RECIPE_FILE, lambda file: file.write_text(json.dumps(description, indent=1)))
+        (self.out / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
-def _publish(
-    out: Path,
-    key: str,
-    defense: Defense,
-    architecture: Architecture,
-    data: Dataset,
-    recipe: Recipe,
-    seed: int,
-    state: _State,
-) -> None:
-    from safetensors.torch import save_file
+def _batches(samples: int, batch_size: int) -> list[np.ndarray]:
+    """Positions of an epoch, cut into equal batches; batch norm needs two samples in each."""
+    return [b for b in np.array_split(np.arange(samples), math.ceil(samples / batch_size)) if len(b) > 1]
 
-    weights = {name: value.contiguous() for name, value in state.best.items()}
-    write_atomically(out / WEIGHTS_FILE, lambda file: save_file(weights, str(file)))
-    description = {
-        "key": key,
-        "defense": defense.spec(),
-        "architecture": asdict(architecture),
-        "recipe": asdict(recipe),
-        "data": data.describe(),
-        "seed": seed,
-        "selected": {"epoch": state.best_epoch, "by": defense.select_by, "on": "calibration"},
-        "curve": state.curve,
-    }
-    # model.json is what marks the folder as finished, so it is written last.
-    write_atomically(out / RECIPE_FILE, lambda file: file.write_text(json.dumps(description, indent=1)))
-    (out / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+def _order(split: Split, seed: int, epoch: int) -> np.ndarray:
+    draws = SampleRandom.of(seed, split.ids, "epoch-order").bits(1, step=epoch)[:, 0].numpy()
+    return np.lexsort((np.arange(len(draws)), draws))
+
+
+def _attack(defense: Defense, recipe: Recipe) -> Crafter | None:
+    attack = defense.attack(recipe.threat(), recipe.attack_steps, recipe.step_size)
+    if attack is None or recipe.attack_mode == "method":
+        return attack
+    changed: Crafter = replace(attack, mode=recipe.attack_mode)  # type: ignore[type-var]
+    return changed
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+@contextmanager
+def _determinism(wanted: bool) -> Any:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -195,6 +195,13 @@ DEFENSES = Registry(
         Entry("standard", "defenses.standard:Standard", "cross-entropy on clean inputs"),
         Entry("pgd-at", "defenses.pgd_at:PGDAT", "cross-entropy on PGD inputs (Madry et al. 2018)"),
         Entry("trades", "defenses.trades:TRADES", "clean cross-entropy + beta KL(clean, adversarial) (Zhang 2019)"),
+        Entry("mart", "defenses.mart:MART", "boosted cross-entropy, KL where the clean input is in doubt (Wang 2020)"),
+        Entry("awp", "defenses.awp:AWP", "another defense at adversarially perturbed weights (Wu 2020)"),
+        Entry("gairat", "defenses.gairat:GAIRAT", "weights by how many steps the attack needs (Zhang 2021)"),
+        Entry("mail", "defenses.mail:MAIL", "weights by the probability margin under attack (Wang 2021)"),
+        Entry("weat", "defenses.weat:WEAT", "TRADES with samples weighted by their energy (Mirza 2024)"),
+        Entry("done", "defenses.done:DONE", "doubly robust: worst-case weights, bilevel step with barrier (Sow 2024)"),
+        Entry("srat", "defenses.srat:SRAT", "class weights and separated features for imbalanced data (Wang 2021)"),
     ),
 )
 

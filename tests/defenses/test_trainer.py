@@ -10,7 +10,7 @@ from defenses.trainer import Architecture, Recipe, train, training_key
 from robustbench_ext.errors import ConfigError, RobustBenchExtError
 from robustbench_ext.models import load_model
 
-RECIPE = Recipe(epochs=4, eps=0.1, attack_steps=2, validation_n=60, validation_steps=2)
+RECIPE = Recipe(epochs=4, eps=0.1, attack_steps=2, validation_n=60, validation_steps=2, energy_n=30)
 
 
 def architecture(data):
@@ -102,10 +102,10 @@ def test_faults(digits, tmp_path):
             Standard(), architecture(digits), digits, Recipe(epochs=3, lr=1e30, schedule="constant"), tmp_path / "nan"
         )
     for options, message in (
-        ({"schedule": "cosin"}, "onecycle, cosine, constant"),
-        ({"epochs": 0}, "at least 1"),
-        ({"batch_size": 1}, "at least 2"),
-        ({"attack_steps": -3}, "at least 1"),
+        ({"schedule": "cosin"}, "onecycle, cosine, piecewise, cyclic, constant"),
+        ({"epochs": 0}, ">= 1"),
+        ({"batch_size": 1}, ">= 2"),
+        ({"attack_steps": -3}, ">= 1"),
         ({"epochs": 2.5}, "whole number"),
         ({"lr": 0}, "> 0"),
         ({"eps": "8/x"}, "eps"),
@@ -149,7 +149,7 @@ class Watching(PGDAT):
 
     seen: list = []
 
-    def loss(self, model, batch):
+    def loss(self, model, batch, state=None):
         Watching.seen.append((batch.epoch, batch.x.clone(), batch.x_adv.clone()))
         return super().loss(model, batch)
 
