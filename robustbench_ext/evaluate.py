@@ -17,15 +17,16 @@ import torch
 
 from robustbench_ext import fingerprint
 from robustbench_ext.attacks.base import build
-from robustbench_ext.catalog import DEFENSES
-from robustbench_ext.conditions import Condition, UnderAttack, is_available, labels_tensor, parse_conditions
+from robustbench_ext.conditions import Condition, Inputs, UnderAttack, is_available, labels_tensor, parse_conditions
 from robustbench_ext.data import Split, load_dataset
 from robustbench_ext.errors import ConfigError, DataError, unknown_name
 from robustbench_ext.models import LoadedModel, Observations, Taps, load_model, observe
 from robustbench_ext.preflight import PREFLIGHT_VERSION, Check, preflight
-from robustbench_ext.probes import Probe, parse_probes, scorer
+from robustbench_ext.probes import Probe, no_gradient, parse_probes, scorer
 from robustbench_ext.records import RecordStore
 from robustbench_ext.suite import ModelEntry, Suite
+from robustbench_ext.validation import SPLIT as VALIDATION
+from robustbench_ext.validation import ValidationData
 
 RECORD_VERSION = 1
 PREVIEWS = 8  # inputs kept as small images for the report's gallery
@@ -74,27 +75,28 @@ class Context:
     @cached_property
     def training(self) -> dict[str, tuple[Any, ...]]:
         """Defense, architecture, recipe, seed and folder of every model that the run trains itself."""
-        from defenses.trainer import Architecture, Recipe, training_key
+        from defenses.recipes import plan
+        from defenses.trainer import Architecture, training_key
 
         out: dict[str, tuple[Any, ...]] = {}
         for entry in self.suite.models:
             if entry.train is None:
                 continue
-            name = entry.train.defense_name()
-            options = {} if isinstance(entry.train.defense, str) else dict(entry.train.defense)
-            options.pop("name", None)
-            defense = build(DEFENSES.load(name), name, options)
-            recipe = build(Recipe, f"model '{entry.name}': recipe", entry.train.recipe)
+            told = entry.train
+            try:
+                made = plan(told.defense_name(), told.recipe, told.defense_options(), told.network, told.kwargs)
+            except ConfigError as error:
+                raise ConfigError(f"model '{entry.name}': {error}") from None
             architecture = Architecture(
-                entry.train.network,
+                made.network,
                 self.data.shape,
                 len(self.data.classes),
                 entry.mean,
                 entry.std,
-                dict(entry.train.kwargs) or None,
+                dict(made.kwargs) or None,
             )
-            key = training_key(defense, architecture, self.data, recipe, entry.train.seed)
-            out[entry.name] = (defense, architecture, recipe, entry.train.seed, self.folder / "models" / key)
+            key = training_key(made.defense, architecture, self.data, made.recipe, told.seed)
+            out[entry.name] = (made.defense, architecture, made.recipe, told.seed, self.folder / "models" / key)
         return out
 
     def model(self, name: str) -> LoadedModel:
@@ -152,8 +154,7 @@ class Context:
         against = {}
         if condition.against is not None:
             probe = self.probe(condition.against)
-            fitted = [self.observation_key(c) for c in self.fit_cells(cell.model, probe.fit_on)]
-            against = {"against": {"probe": probe.spec(), "fitted on": fitted}}
+            against = {"against": self._fit_identity(cell.model, probe)}
         return {
             **against,
             "kind": "observations",
@@ -181,9 +182,21 @@ class Context:
             "kind": "probe",
             "version": RECORD_VERSION,
             "observations": self.observation_key(cell),
-            "probe": probe.spec(),
-            "fitted on": [self.observation_key(c) for c in self.fit_cells(cell.model, probe.fit_on)],
+            **self._fit_identity(cell.model, probe),
         }
+
+    def _fit_identity(self, model: str, probe: Probe) -> dict[str, Any]:
+        """A probe with all that it is fitted on."""
+        fitted = [self.observation_key(c) for c in self.fit_cells(model, probe.fit_on)]
+        found: dict[str, Any] = {"probe": probe.spec(), "fitted on": fitted}
+        if probe.validate is not None:
+            chosen = self.validation(probe).identity(self.suite.seed, self.suite.batch_size)
+            found["chosen on"] = {"model": self.model(model).fingerprint, **chosen}
+        return found
+
+    def validation(self, probe: Probe) -> ValidationData:
+        """What a probe with `validate` chooses its parameters on."""
+        return ValidationData(probe.validate or {}, self.data, self.conditions.values())
 
     def probe_key(self, cell: Cell, probe: Probe) -> str:
         """The key of a probe's outputs in a cell."""
@@ -195,7 +208,10 @@ class Context:
 
     def cells(self, model: str) -> list[Cell]:
         """All cells of a model: those that probes are fitted on, clean, then the other conditions."""
-        fits = [c for s in sorted({p.fit_on for p in self.probes}) for c in self.fit_cells(model, s)]
+        splits = {p.fit_on for p in self.probes}
+        if self.thresholds:
+            splits.add(VALIDATION)
+        fits = [c for s in sorted(splits, reverse=True) for c in self.fit_cells(model, s)]  # train before calibration
         tests = [
             Cell(model, label, "test", chunk)
             for label, condition in self.conditions.items()
@@ -203,11 +219,20 @@ class Context:
         ]
         return fits + tests
 
+    @property
+    def thresholds(self) -> bool:
+        """Whether detectors are also read on clean calibration samples, which alarm thresholds are set on."""
+        return VALIDATION in self.data.splits and any(p.kind == "detector" for p in self.probes)
+
+    def read_in(self, cell: Cell) -> list[Probe]:
+        """The probes that are read in a cell: all on test samples, detectors on calibration samples too."""
+        if cell.split == "test":
+            return self.probes
+        return [p for p in self.probes if p.kind == "detector"] if cell.split == VALIDATION else []
+
     def is_done(self, cell: Cell) -> bool:
         """Whether all records of a cell are there."""
-        keys = [self.observation_key(cell)]
-        if cell.split == "test":
-            keys += [self.probe_key(cell, probe) for probe in self.probes]
+        keys = [self.observation_key(cell), *(self.probe_key(cell, probe) for probe in self.read_in(cell))]
         return all(self.store.has(key) for key in keys)
 
     # Work ------------------------------------------------------------------------------------------------------------
@@ -216,34 +241,47 @@ class Context:
         """Compute what is missing of a cell; returns what a progress line says."""
         started = time.perf_counter()
         key = self.observation_key(cell)
+        made: Inputs | None = None
         if not self.store.has(key):
-            columns = self._observe(cell)
+            made = self._inputs(cell)
+            columns = self._observe(cell, made)
             meta = {"what": str(cell), "identity": self.observation_identity(cell)}
             self.store.save(key, columns, {**meta, "seconds": round(time.perf_counter() - started, 3)})
         columns = self.store.load(key)
-        if cell.split == "test":
-            for probe in self.probes:
-                probe_key = self.probe_key(cell, probe)
-                if not self.store.has(probe_key):
-                    begun = time.perf_counter()
-                    read = probe.read(self._fit(cell.model, probe), _observations(columns))
-                    meta = {"what": f"{cell} · {probe.label}", "identity": self.probe_identity(cell, probe)}
-                    self.store.save(probe_key, read, {**meta, "seconds": round(time.perf_counter() - begun, 3)})
+        for probe in self.read_in(cell):
+            probe_key = self.probe_key(cell, probe)
+            if not self.store.has(probe_key):
+                begun = time.perf_counter()
+                x = None
+                if probe.reads_inputs:
+                    # Inputs are not stored. They are deterministic, so making them again gives the same ones.
+                    made = made or self._inputs(cell)
+                    x = made.x
+                model = self.model(cell.model).module
+                read = probe.read(self._fit(cell.model, probe), _observations(columns), model, x)
+                meta = {"what": f"{cell} · {probe.label}", "identity": self.probe_identity(cell, probe)}
+                self.store.save(probe_key, read, {**meta, "seconds": round(time.perf_counter() - begun, 3)})
         return {"correct": _correct(columns), "n": len(columns["label"]), "seconds": time.perf_counter() - started}
 
-    def _observe(self, cell: Cell) -> dict[str, np.ndarray]:
+    def _inputs(self, cell: Cell) -> Inputs:
+        """What the condition makes of the cell's samples."""
         condition = self.conditions[cell.condition]
         samples, rows = self.samples(condition, cell.split), self.rows(cell)
         x, y, ids = samples.images(rows), labels_tensor(samples, rows), samples.ids[rows]
-        model = self.model(cell.model).module
-        if cell.model not in self._readers:
-            self._readers[cell.model] = Taps(model, self.taps)
         clean = None
         if condition.kind == "attack":
             clean = torch.cat([torch.from_numpy(self._needed(c)["logits"]) for c in self.clean_cells(cell)])
         if condition.against is not None and isinstance(condition, UnderAttack):
             condition = condition.bind(scorer(self._fit(cell.model, self.probe(condition.against))))
-        made = condition.apply(model, x, y, ids, self.suite.seed, clean, self.suite.batch_size)
+        return condition.apply(self.model(cell.model).module, x, y, ids, self.suite.seed, clean, self.suite.batch_size)
+
+    def _observe(self, cell: Cell, made: Inputs) -> dict[str, np.ndarray]:
+        condition = self.conditions[cell.condition]
+        samples, rows = self.samples(condition, cell.split), self.rows(cell)
+        y, ids = labels_tensor(samples, rows), samples.ids[rows]
+        model = self.model(cell.model).module
+        if cell.model not in self._readers:
+            self._readers[cell.model] = Taps(model, self.taps)
         seen = observe(model, made.x, y, self._readers[cell.model], self.suite.batch_size)
         if condition.kind == CLEAN and int(y.max()) >= seen.logits.shape[1]:
             raise DataError(
@@ -264,7 +302,10 @@ class Context:
                 torch.cat([p.labels for p in parts]),
                 {name: torch.cat([p.features[name] for p in parts]) for name in parts[0].features},
             )
-            self._fitted[model, probe.label] = probe.fit(seen)
+            module, validation = self.model(model).module, None
+            if probe.validate is not None:
+                validation = self.validation(probe).make(module, self.suite.seed, self.suite.batch_size)
+            self._fitted[model, probe.label] = probe.fit(seen, module, validation)
         return self._fitted[model, probe.label]
 
     def _needed(self, cell: Cell) -> dict[str, np.ndarray]:
@@ -276,14 +317,13 @@ class Context:
         """Numbers that fitted probes report of themselves, such as the temperature."""
         out = {}
         for probe in self.probes:
-            if probe.kind == "estimator" and (summary := self._fit(model, probe).summary()):
+            if summary := self._fit(model, probe).summary():
                 out[probe.label] = summary
         return out
 
     def fit_warnings(self, model: str) -> list[str]:
-        """What readers should know of the fitted estimators."""
-        estimators = [p for p in self.probes if p.kind == "estimator"]
-        return [f"{model}, {p.label}: {text}" for p in estimators for text in self._fit(model, p).warnings()]
+        """What readers should know of the fitted probes."""
+        return [f"{model}, {p.label}: {text}" for p in self.probes for text in self._fit(model, p).warnings()]
 
     # Preflight -------------------------------------------------------------------------------------------------------
 
@@ -315,6 +355,13 @@ class Context:
                     f"{probe.kind} '{probe.label}' is fitted on the {probe.fit_on} split, which {self.suite.data} lacks. "
                     f"Add such a split to the data, or leave the {probe.kind} out."
                 )
+            if probe.validate is not None:
+                if VALIDATION not in self.data.splits:
+                    raise ConfigError(
+                        f"{probe.kind} '{probe.label}' chooses its parameters on the {VALIDATION} split, which "
+                        f"{self.suite.data} lacks. Add such a split to the data, or leave out validate."
+                    )
+                self.validation(probe)
         for condition in self.conditions.values():
             labels = [probe.label for probe in self.probes]
             if condition.against is not None and condition.against not in labels:
@@ -322,6 +369,10 @@ class Context:
                     f"condition '{condition.label}': {unknown_name('detector or estimator', condition.against, labels)} "
                     f"An adaptive attack needs it among the suite's detectors or uq."
                 )
+            if condition.against is not None and not getattr(
+                self.probe(condition.against).fresh(), "differentiable", True
+            ):
+                raise ConfigError(f"condition '{condition.label}': {no_gradient(condition.against)}")
         if self.training and "train" not in self.data.splits:
             raise ConfigError(f"{self.suite.data} has no train split, but the suite trains {', '.join(self.training)}")
 

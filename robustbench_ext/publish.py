@@ -116,7 +116,7 @@ def _describe(context: Context, name: str) -> dict[str, Any]:
     entry, loaded = context.entry(name), context.model(name)
     about: dict[str, Any] = {
         "name": name,
-        "spec": entry.spec if entry.train is None else entry.train.network,
+        "spec": entry.spec if entry.train is None else context.training[entry.name][1].spec,
         "fingerprint": loaded.fingerprint,
         "parameters": sum(p.numel() for p in loaded.module.parameters()),
         "notes": list(loaded.notes),

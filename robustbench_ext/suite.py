@@ -30,21 +30,27 @@ class Training(_Strict):
 
     Attributes:
         defense: a name, or a mapping {name: trades, beta: 6}.
-        network: any model specification; reference networks are built to the data.
+        network: any model specification; reference networks are built to the data. By default that of a named recipe,
+            or a small CNN.
         kwargs: of the network.
         seed: of the weights, the data order and the attack's starts.
-        recipe: options of `defenses.trainer.Recipe`, such as epochs, lr, eps, attack_steps.
+        recipe: the name of a bundled recipe (`rbx list recipes`), or options of `defenses.recipe.Recipe`, such as
+            epochs, lr, eps, attack_steps, in which `name` may name one to start from.
     """
 
     defense: str | dict[str, Any]
-    network: str = "small-cnn"
+    network: str | None = None
     kwargs: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
-    recipe: dict[str, Any] = Field(default_factory=dict)
+    recipe: str | dict[str, Any] = Field(default_factory=dict)
 
     def defense_name(self) -> str:
         """The defense's registered name."""
         return self.defense if isinstance(self.defense, str) else str(self.defense.get("name"))
+
+    def defense_options(self) -> dict[str, Any]:
+        """The defense's options."""
+        return {} if isinstance(self.defense, str) else {k: v for k, v in self.defense.items() if k != "name"}
 
 
 class ModelEntry(_Strict):
