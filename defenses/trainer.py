@@ -220,7 +220,8 @@ class _Training:
             self.average.update(self.bare, None)
         row = self._finish_epoch()
         self.save()
-        return {**row, "seconds": time.perf_counter() - started, "epochs": self.recipe.epochs}
+        seconds = time.perf_counter() - started
+        return {**row, "seconds": seconds, "epochs": self.recipe.epochs, "alarm": self.progress.alarm}
 
     def step(self, index: np.ndarray, dice: int) -> None:
         """One step on the samples of one global batch."""

@@ -104,7 +104,7 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
         failures=sorted(done.failures, key=lambda f: f.what),
         notes=[
             *measured.notes,
-            *(f"{name} was left out: its package is not installed" for name in context.left_out),
+            *(f"{name} was left out: its package or its data is not there" for name in context.left_out),
             *(f"{name} was not evaluated: its preflight failed" for name in sorted(done.refused)),
             *(text for name in usable if _probes_fitted(context, name) for text in context.fit_warnings(name)),
         ],
@@ -123,7 +123,7 @@ def _describe(context: Context, name: str) -> dict[str, Any]:
     }
     if entry.train is not None:
         described = json.loads((context.training[name][-1] / "model.json").read_text())
-        about["training"] = {k: described[k] for k in ("defense", "recipe", "seed", "selected", "curve")}
+        about["training"] = {k: described[k] for k in ("defense", "recipe", "seed", "selected", "alarm", "curve")}
     if _probes_fitted(context, name):
         about["fitted"] = context.fitted_summaries(name)
     return about

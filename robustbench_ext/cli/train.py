@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,83 +14,125 @@ from robustbench_ext.cli.console import INTERRUPTED, numbers, say, settings
 def train(
     defense: str = typer.Argument(help="See `rbx list defenses`."),
     data: str = typer.Option(..., help="Training data: a name or npz:PATH, folder:PATH, torchvision:NAME."),
-    model: str = typer.Option("small-cnn", help="Network to train: a reference network or pkg.module:factory."),
+    model: str | None = typer.Option(
+        None, help="Network: a reference network or pkg.module:factory. The recipe's own, or small-cnn, by default."
+    ),
     out: Path = typer.Option(..., help="Folder for weights, curve and recipe. The same folder resumes."),
+    recipe: str | None = typer.Option(None, help="Start from a bundled recipe: see `rbx list recipes`."),
     seed: int = typer.Option(0, help="Of the weights, the data order and the attack's starts."),
     mean: str | None = typer.Option(None, help="Normalisation inside the model, such as 0.5,0.5,0.5."),
     std: str | None = typer.Option(None, help="See --mean."),
+    device: str = typer.Option("auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1."),
     set_: list[str] = typer.Option(
-        [], "--set", help="Recipe or defense option: epochs=30, eps=8/255, beta=6, width=32. Repeatable."
+        [],
+        "--set",
+        help="Option of the recipe, the defense or (net.) the network: epochs=30, eps=8/255, beta=6, net.width=32, "
+        "augmentation={crop: 4, flip: true}. Repeatable.",
     ),
 ) -> None:
     """Train a model and keep its best epoch, judged on the calibration split.
 
     Example: rbx train trades --data mnist5k --model small-cnn --out runs/mine --set eps=0.2 --set epochs=20
-    """
-    from dataclasses import fields
 
+    Several GPUs or processes: accelerate launch -m robustbench_ext.cli train ...
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from defenses.trainer import Architecture, Recipe
+    from defenses.recipes import plan
+    from defenses.trainer import Architecture
     from defenses.trainer import train as run_training
-    from robustbench_ext.attacks.base import build
-    from robustbench_ext.catalog import DEFENSES, MODELS
     from robustbench_ext.data import load_dataset
-    from robustbench_ext.errors import unknown_name
 
-    cls = DEFENSES.load(defense)
-    known_recipe = {f.name for f in fields(Recipe)}
-    known_defense = {f.name for f in fields(cls)}
-    given: dict[str, dict[str, Any]] = {"recipe": {}, "defense": {}, "network": {}}
-    for key, value in settings(set_).items():
-        if key in known_recipe:
-            given["recipe"][key] = value
-        elif key in known_defense:
-            given["defense"][key] = value
-        elif model in MODELS and key == "width":
-            given["network"][key] = value
-        else:
-            raise typer.BadParameter(
-                unknown_name("option", key, known_recipe | known_defense | {"width"}), param_hint="--set"
-            )
+    options, network, chosen = _sorted(defense, settings(set_))
+    if recipe is not None:
+        chosen["name"] = recipe
+    made = plan(defense, chosen, options, model, network)
     dataset = load_dataset(data)
-    recipe = build(Recipe, "recipe", given["recipe"])
     architecture = Architecture(
-        model,
+        made.network,
         dataset.shape,
         len(dataset.classes),
         tuple(m) if (m := numbers(mean, "--mean")) else None,
         tuple(s) if (s := numbers(std, "--std")) else None,
-        given["network"] or None,
+        dict(made.kwargs) or None,
     )
     if (out / "model.json").is_file():
         say(f"{out} holds a finished model; checking that it is this one")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
+    alarmed = False
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{defense}", total=None)
+        task = progress.add_task(defense, total=None)
 
         def on_batch(epoch: int, batch: int, batches: int) -> None:
-            progress.update(task, total=recipe.epochs * batches, completed=epoch * batches + batch)
+            progress.update(task, total=made.recipe.epochs * batches, completed=epoch * batches + batch)
 
         def on_epoch(row: dict[str, Any]) -> None:
+            nonlocal alarmed
+            energies = f"  dE {row['delta_energy_train']:6.2f}" if "delta_energy_train" in row else ""
             progress.console.print(
-                f"epoch {row['epoch']:>3}/{recipe.epochs}  loss {row['loss']:7.4f}  clean {row['clean_accuracy']:6.1%}  "
-                f"robust {row['robust_accuracy']:6.1%}  {row['seconds']:6.1f} s",
+                f"epoch {row['epoch']:>3}/{made.recipe.epochs}  loss {row['loss']:8.4f}  clean {row['clean_accuracy']:6.1%}  "
+                f"robust {row['robust_accuracy']:6.1%}{energies}  {row['seconds']:6.1f} s",
                 highlight=False,
             )
+            if row["alarm"] and not alarmed:
+                alarmed = True
+                progress.console.print(
+                    f"alarm: energies of training data fall while the robust accuracy does not rise (epoch {row['alarm']}): "
+                    f"the network has begun to overfit robustly",
+                    highlight=False,
+                )
+            accuracies = f"clean {row['clean_accuracy']:.1%}, robust {row['robust_accuracy']:.1%}"
+            progress.update(task, description=f"{defense} ({accuracies})")
 
-        objective = build(cls, defense, given["defense"])
         try:
-            run_training(objective, architecture, dataset, recipe, out, seed, on_epoch, on_batch)
+            run_training(made.defense, architecture, dataset, made.recipe, out, seed, on_epoch, on_batch, device=device)
         except KeyboardInterrupt:
             progress.stop()
-            say(f"interrupted. Finished epochs are kept in {out}: run the same command again to go on.")
+            say(f"interrupted. What is done is kept in {out}: run the same command again to go on.")
             raise typer.Exit(INTERRUPTED) from None
+    _finish(out)
+
+
+def _sorted(defense: str, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Options by what they belong to: the defense, the network, the recipe."""
+    from defenses.recipe import Recipe
+    from robustbench_ext.catalog import DEFENSES
+    from robustbench_ext.errors import unknown_name
+
+    recipe = {f.name for f in fields(Recipe)}
+    own = {f.name for f in fields(DEFENSES.load(defense))}
+    options: dict[str, dict[str, Any]] = {"defense": {}, "network": {}, "recipe": {}}
+    for key, value in given.items():
+        if key.startswith("net."):
+            options["network"][key.removeprefix("net.")] = value
+        elif key in own:
+            options["defense"][key] = value
+        elif key in recipe:
+            options["recipe"][key] = value
+        else:
+            known = unknown_name("option", key, recipe | own)
+            raise typer.BadParameter(f"{known} Options of the network begin with net.", param_hint="--set")
+    return options["defense"], options["network"], options["recipe"]
+
+
+def _finish(out: Path) -> None:
+    """Say what was kept, and draw the curves."""
     import json
+    import os
+
+    if int(os.environ.get("RANK", "0")):
+        return
+    from reports.figures import training_curve, training_energies
+    from reports.svg import save
 
     described = json.loads((out / "model.json").read_text())
+    model = {"name": described["defense"]["defense"], "training": described}
+    paints = [lambda ax: training_curve(model, ax)]
+    if "delta_energy_train" in described["curve"][0]:
+        paints.append(lambda ax: training_energies(model, ax))
+    save(out / "curves.svg", paints)
     chosen = described["curve"][described["selected"]["epoch"] - 1]
     say(
         f"kept epoch {chosen['epoch']} (best {described['selected']['by']} accuracy on the calibration split: "
