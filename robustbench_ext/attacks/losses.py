@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustbench_ext.errors import ConfigError, unknown_name
+from robustbench_ext.models import energy
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -63,7 +64,7 @@ def margin_targeted(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
 
 def joint_energy(logits: Tensor, labels: Tensor) -> Tensor:
     """E(x, y) = -z_y: the true class's evidence, whatever the others do."""
-    return -_pick(logits, labels)
+    return energy.joint_energy(logits, labels)
 
 
 def marginal_energy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def marginal_energy(logits: Tensor, labels: Tensor) -> Tensor:
 
     The third energy, E(x, y) - E(x), is the cross-entropy (see arXiv 2407.06315).
     """
-    return -torch.logsumexp(logits, dim=1)
+    return energy.marginal_energy(logits)
 
 
 def ce_targeted(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:

@@ -2,5 +2,6 @@
 
 from robustbench_ext.data.base import ArraySplit, Dataset, Split, Subset, split_dataset
 from robustbench_ext.data.loading import load_dataset
+from robustbench_ext.data.longtail import imbalanced
 
-__all__ = ["ArraySplit", "Dataset", "Split", "Subset", "load_dataset", "split_dataset"]
+__all__ = ["ArraySplit", "Dataset", "Split", "Subset", "imbalanced", "load_dataset", "split_dataset"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from robustbench_ext.catalog import DATASETS
 from robustbench_ext.data.base import Dataset
+from robustbench_ext.data.longtail import split_spec
 from robustbench_ext.errors import ConfigError
 
 _SOURCES = ("npz", "folder", "torchvision")
@@ -16,11 +17,15 @@ _SOURCES = ("npz", "folder", "torchvision")
 def load_dataset(spec: str) -> Dataset:
     """Load `digits`, `mnist5k`, `npz:PATH`, `folder:PATH` or `torchvision:NAME`.
 
+    Each may be followed by an imbalance, as in `mnist5k@exp:10`, `npz:PATH@step:100` (see `robustbench_ext.data.longtail`).
+
     Raises:
-        ConfigError: the name is unknown or the argument is missing.
+        ConfigError: the name or the imbalance is unknown, or the argument is missing.
         DataError: the data is not there or does not keep the contract.
     """
-    return _load(spec, _stamp(spec))
+    base, imbalance = split_spec(spec)
+    dataset = _load(base, _stamp(base))
+    return dataset if imbalance is None else imbalance.of(dataset)
 
 
 def _stamp(spec: str) -> tuple[object, ...]:

@@ -16,8 +16,10 @@ REPEATS = 1000
 _BLOCK = 1 << 22  # weights per block of resamples: 32 MiB
 
 
-def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(k: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval for k successes of n. Never leaves [0, 1]; exact at the ends k = 0 and k = n.
+
+    Effective counts need not be whole numbers.
 
     >>> [round(v, 6) for v in wilson(5, 10)]
     [0.236593, 0.763407]
@@ -30,8 +32,8 @@ def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return (0.0 if k == 0 else max(0.0, centre - half)), (1.0 if k == n else min(1.0, centre + half))
 
 
-def clopper_pearson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """The exact (conservative) interval for k successes of n.
+def clopper_pearson(k: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """The exact (conservative) interval for k successes of n; effective counts need not be whole numbers.
 
     >>> [round(v, 6) for v in clopper_pearson(0, 10)]
     [0.0, 0.308497]
@@ -43,7 +45,7 @@ def clopper_pearson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]
     return low, high
 
 
-def _check_counts(k: int, n: int) -> None:
+def _check_counts(k: float, n: float) -> None:
     if n < 1 or not 0 <= k <= n:
         raise DataError(f"{k} successes of {n}: expected n >= 1 and 0 <= k <= n")
 
