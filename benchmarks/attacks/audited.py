@@ -116,6 +116,9 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("runs/benchmark-models"))
     parser.add_argument("--work", type=Path, default=Path("runs/audited"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/attacks/results"))
+    parser.add_argument(
+        "--only-real", action="store_true", help="keep the saved simulation, run the audited ensemble itself"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
@@ -126,8 +129,14 @@ def main() -> None:
     train(PGDAT(), architecture, data, recipe, folder, on_epoch=lambda row: print(row, flush=True))
     model = load_model(str(folder)).module.eval()
     report: dict[str, object] = {"environment": environment(), "eps": EPS}
-    arrays = {}
-    for name, network, n in (("pgd-at", model, options.n), ("quantised", Quantised(model).eval(), options.masked_n)):
+    arrays: dict[str, np.ndarray] = {}
+    networks = [("pgd-at", model, options.n), ("quantised", Quantised(model).eval(), options.masked_n)]
+    if options.only_real:
+        report |= json.loads((options.out / "audited.json").read_text())
+        with np.load(options.out / "audited-verdicts.npz") as saved:
+            arrays |= {name: saved[name] for name in saved.files}
+        networks = []
+    for name, network, n in networks:
         test = data["test"].take(n)
         x, y = test.images(slice(0, n)), torch.from_numpy(test.labels[:n])
         seen = verdicts(network, x, y, test.ids, options.work / f"{name}-{n}")
@@ -161,6 +170,7 @@ def main() -> None:
         "interval_here": [here.ci_low, here.ci_high],
         "passes": int(result.forwards.sum() + result.backwards.sum()),
         "seconds": seconds,
+        "environment": environment(),
     }
     write(options.out, report, arrays)
 
