@@ -57,7 +57,7 @@ class BarrierAttack:
     steps: int
     step_size: float | None = None
     optimizer: Optimizer = "sign"
-    c: float = 1e-2
+    c: float = 1e-5
     start: float = 0.9
     rho: float = 1e-3
     mode: Mode = "eval"
@@ -105,13 +105,16 @@ def implicit_direction(
     Args:
         gradient: of each sample's loss in its s.
         curvature: u -> (Hessian of the loss in s) u; None takes H for its diagonal, which is exact for a piecewise
-            linear loss.
+            linear loss. At a stationary point of phi_bar that answer is at most the distance to the nearer face; where the
+            inner steps have not arrived at one, and g is far from the barrier's own gradient, it is held there.
         steps: conjugate-gradient steps, with the diagonal as preconditioner. H is positive definite at a minimiser of
             phi_bar only: a sample that meets a direction of non-positive curvature keeps what it has by then.
     """
     diagonal = barrier_curvature(s, lo, hi, c)
+    nearer = torch.minimum(hi - s, s - lo)
+    plain = torch.minimum(torch.maximum(gradient / diagonal, -nearer), nearer)
     if curvature is None:
-        return gradient / diagonal
+        return plain
     v, residual = torch.zeros_like(gradient), gradient.clone()
     direction = z = residual / diagonal
     rho = _dot(residual, z)
@@ -129,7 +132,7 @@ def implicit_direction(
         direction, rho = z + per_sample(beta, v) * direction, following
     # Where the very first direction was bad there is nothing yet: the diagonal's answer stands in.
     moved = (v.flatten(1) != 0).any(dim=1)
-    return torch.where(per_sample(moved, v), v, gradient / diagonal)
+    return torch.where(per_sample(moved, v), v, plain)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -78,7 +78,9 @@ class DONE(Defense):
             exponentially when eta < 1, and training can diverge.
         implicit: what of the derivative of delta in theta is kept: "diagonal" (H for its diagonal, one double backward),
             "cg" (all of H, by conjugate gradients), "none" (a reweighted `pgd-at`, with the plain attack).
-        barrier: c, weight of the barrier in units of s = delta / eps; with implicit = "none" there is none.
+        barrier: c, weight of the barrier in units of s = delta / eps; with implicit = "none" there is none. It must be small
+            against the gradient in a pixel's s, which is tiny on images: with 1e-2 the barrier keeps most pixels of 28x28
+            images in the middle of their boxes, the attack is weak, and so is the network that trains on it.
         optimizer: of the inner steps: "sign", "gd" or "adam".
         cg_steps: with implicit = "cg".
     Linf only, unless implicit = "none".
@@ -88,7 +90,7 @@ class DONE(Defense):
     eta: float = 1.0
     cap: bool = True
     implicit: str = "diagonal"
-    barrier: float = 1e-2
+    barrier: float = 1e-5
     optimizer: str = "sign"
     cg_steps: int = 10
 

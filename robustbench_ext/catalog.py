@@ -5,7 +5,11 @@ Nothing is imported until an entry is loaded, so `rbx list` answers without torc
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from robustbench_ext.registry import Entry, Registry
+
+RECIPES = Path(__file__).resolve().parent.parent / "defenses" / "recipes"  # one YAML file each
 
 _A = "robustbench_ext.attacks"
 _D = "robustbench_ext.data"

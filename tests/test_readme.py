@@ -35,3 +35,29 @@ def test_commands_exist():
 
     known = {command.name for command in app.registered_commands}
     assert set(re.findall(r"^rbx ([a-z]+)", "\n".join(blocks("bash")), re.M)) <= known
+
+
+DEFENSES = (Path(__file__).parent.parent / "docs" / "defenses.md").read_text()
+
+
+def test_the_defense_of_the_documentation_trains(tmp_path):
+    from defenses.trainer import Architecture, Recipe, train
+    from robustbench_ext.data import load_dataset
+
+    scope = {}
+    (code,) = re.findall(r"```python\n(.*?)```", DEFENSES, re.S)
+    exec(compile(code, "defenses.md", "exec"), scope)
+    data = load_dataset("digits")
+    recipe = Recipe(epochs=1, eps=0.1, attack_steps=1, validation_n=20, validation_steps=1, energy_n=0)
+    train(scope["Mixed"](share=0.3), Architecture("small-cnn", data.shape, 10), data, recipe, tmp_path / "m")
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+
+
+def test_models_of_the_documentation_are_valid():
+    from defenses.recipes import plan
+
+    (text,) = re.findall(r"```yaml\n(.*?)```", DEFENSES, re.S)
+    suite = validate_suite({"schema": 1, "name": "docs", "data": "digits", **yaml.safe_load(text)})
+    for model in suite.models:
+        told = model.train
+        plan(told.defense_name(), told.recipe, told.defense_options(), told.network, told.kwargs)

@@ -43,7 +43,7 @@ GRIDS: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "gairat": [({"lam": v}, {}) for v in (-1, 1)],
     "mail": [({"base": "trades", "slope": s}, {}) for s in (1, 2)],
     "done": [({"r": r}, {}) for r in (1, 3)],
-    "srat": [({"weights": "none", "lam": v}, {}) for v in (0.1, 0.5)],
+    "srat": [({"weights": "none", "lam": v}, {"lr": lr}) for v, lr in ((0.1, 0.2), (0.5, 0.2), (0.5, 0.1), (2, 0.1))],
 }
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,10 +19,9 @@ import yaml
 from defenses.base import Defense
 from defenses.recipe import Recipe
 from robustbench_ext.attacks.base import build
-from robustbench_ext.catalog import DEFENSES
+from robustbench_ext.catalog import DEFENSES, RECIPES
 from robustbench_ext.errors import ConfigError, unknown_name
 
-FOLDER = Path(__file__).parent
 DEFAULT_NETWORK = "small-cnn"
 
 
@@ -44,7 +42,7 @@ class Preset:
 
 def recipe_names() -> list[str]:
     """All bundled recipes."""
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     if name not in recipe_names():
         raise ConfigError(unknown_name("recipe", name, recipe_names()))
-    content: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    content: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     return content
 
 

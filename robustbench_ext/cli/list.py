@@ -21,11 +21,27 @@ def _suites() -> list[dict[str, Any]]:
     return [{"kind": "suites", "name": name, "summary": str(s.get("description", "")).strip()} for name, s in suites]
 
 
+def _recipes() -> list[dict[str, Any]]:
+    import yaml
+
+    from robustbench_ext.catalog import RECIPES
+
+    files = sorted(RECIPES.glob("*.yaml"))
+    read = ((file.stem, yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files)
+    return [
+        {"kind": "recipes", "name": name, "summary": f"{r['title']}: {', '.join(r['methods'])}", "network": r["network"]}
+        for name, r in read
+    ]
+
+
+_FILES = {"suites": _suites, "recipes": _recipes}
+
+
 def _items(kinds: Iterable[str]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for kind in kinds:
-        if kind == "suites":
-            out += _suites()
+        if kind in _FILES:
+            out += _FILES[kind]()
         else:
             out += [{"kind": kind, "name": e.name, "summary": e.summary, **e.facts} for e in ALL[kind]]
     return out
@@ -51,14 +67,14 @@ def _told(value: Any) -> str:
 
 
 def list_(
-    kind: str | None = typer.Argument(None, help=f"One of {', '.join([*ALL, 'suites'])}; all by default."),
+    kind: str | None = typer.Argument(None, help=f"One of {', '.join([*ALL, *_FILES])}; all by default."),
     as_json: bool = typer.Option(False, "--json", help="A JSON list of objects with name and summary."),
     as_markdown: bool = typer.Option(
         False, "--markdown", help="Tables for a document, with all that is known of each."
     ),
 ) -> None:
-    """List attacks, corruptions, defenses, detectors, uq, datasets, outliers, models and suites by name."""
-    kinds = [*ALL, "suites"]
+    """List attacks, corruptions, defenses, detectors, uq, datasets, outliers, models, suites and recipes by name."""
+    kinds = [*ALL, *_FILES]
     if kind is not None and kind not in kinds:
         raise ConfigError(unknown_name("kind", kind, kinds))
     items = _items(kinds if kind is None else [kind])

@@ -221,7 +221,21 @@ def test_conjugate_gradients_solve_and_bad_curvature_falls_back():
     h = torch.diag_embed(barrier_curvature(s, lo, hi, 0.1)) - a
     assert torch.allclose(v, torch.linalg.solve(h, g), rtol=1e-8)
     bad = implicit_direction(g, s, lo, hi, 0.1, lambda u: 1e6 * u, 20)
-    assert torch.allclose(bad, g / barrier_curvature(s, lo, hi, 0.1))
+    assert torch.equal(bad, implicit_direction(g, s, lo, hi, 0.1))
+
+
+def test_the_diagonal_answer_is_exact_at_a_stationary_point_and_held_in_the_box_elsewhere():
+    torch.manual_seed(0)
+    lo, hi = -torch.rand(4, 9, dtype=torch.float64), torch.rand(4, 9, dtype=torch.float64)
+    s = lo + (hi - lo) * torch.rand(4, 9, dtype=torch.float64)
+    nearer = torch.minimum(hi - s, s - lo)
+    for c in (1e-1, 1e-5):
+        g = barrier_gradient(s, lo, hi, c)  # what the loss's gradient is where phi_bar is stationary
+        v = implicit_direction(g, s, lo, hi, c)
+        assert torch.allclose(v, g / barrier_curvature(s, lo, hi, c), rtol=1e-12)
+        assert bool((v.abs() <= nearer).all())
+        far = implicit_direction(1e3 * g, s, lo, hi, c)
+        assert bool((far.abs() <= nearer).all()) and torch.equal(far.sign(), g.sign())
 
 
 def test_options():

@@ -162,7 +162,7 @@ def test_train(tmp_path):
         "--set",
         "beta=3",
         "--set",
-        "width=4",
+        "net.width=4",
     )
     done = shell(*command, "--set", "attack_steps=2", "--set", "eps=8/255", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
