@@ -122,6 +122,8 @@ def _defense(base: Any) -> Defense:
     if isinstance(base, Defense):
         found = base
     else:
+        if not isinstance(base, str) and not (isinstance(base, Mapping) and isinstance(base.get("name"), str)):
+            raise ConfigError(f"awp: base = {base!r}, expected a defense such as pgd-at or {{name: trades, beta: 6}}")
         options = {"name": base} if isinstance(base, str) else dict(base)
         from robustbench_ext.attacks.base import build
 

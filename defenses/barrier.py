@@ -47,7 +47,8 @@ class BarrierAttack:
 
     Attributes:
         steps, step_size: step_size in units of [0, 1] pixels, eps / 4 by default.
-        optimizer: of the steps: "sign", "gd" (plain gradient, step_size / eps as rate in units of s) or "adam".
+        optimizer: of the steps: "sign", "gd" (the gradient, scaled so that a sample's largest entry makes a full step) or
+            "adam".
         c: weight of the barrier.
         start: the share of the box, about its centre, that the uniform start covers.
         rho: how much of the box is shaved off each side.
@@ -83,6 +84,9 @@ class BarrierAttack:
                 descent = barrier_gradient(s, lo, hi, self.c) - eps * gradient
                 if self.optimizer == "sign":
                     descent = descent.sign()
+                elif self.optimizer == "gd":
+                    # Gradients of images differ by orders of magnitude between samples: no one rate fits them.
+                    descent = descent / per_sample(descent.flatten(1).abs().amax(dim=1).clamp_min(1e-30), descent)
                 elif self.optimizer == "adam":
                     first = 0.9 * first + 0.1 * descent
                     second = 0.999 * second + 0.001 * descent.square()
@@ -106,7 +110,8 @@ def implicit_direction(
         gradient: of each sample's loss in its s.
         curvature: u -> (Hessian of the loss in s) u; None takes H for its diagonal, which is exact for a piecewise
             linear loss. At a stationary point of phi_bar that answer is at most the distance to the nearer face; where the
-            inner steps have not arrived at one, and g is far from the barrier's own gradient, it is held there.
+            inner steps have not arrived at one, and g is far from the barrier's own gradient, it is held there. The
+            answer of conjugate gradients, which may be larger, is held at the width of the box.
         steps: conjugate-gradient steps, with the diagonal as preconditioner. H is positive definite at a minimiser of
             phi_bar only: a sample that meets a direction of non-positive curvature keeps what it has by then.
     """
@@ -132,7 +137,7 @@ def implicit_direction(
         direction, rho = z + per_sample(beta, v) * direction, following
     # Where the very first direction was bad there is nothing yet: the diagonal's answer stands in.
     moved = (v.flatten(1) != 0).any(dim=1)
-    return torch.where(per_sample(moved, v), v, plain)
+    return torch.where(per_sample(moved, v), torch.minimum(torch.maximum(v, lo - hi), hi - lo), plain)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

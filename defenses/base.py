@@ -7,10 +7,11 @@ interruption (a moving average).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -83,7 +84,9 @@ class Loss:
 
 
 class Crafter(Protocol):
-    """An inner attack: adversarial inputs of one batch, and what it noticed on the way."""
+    """An inner attack: adversarial inputs of one batch, and what it noticed on the way. A dataclass, so that the recipe can
+    replace its mode.
+    """
 
     @property
     def mode(self) -> Mode: ...
@@ -156,6 +159,14 @@ def bare(model: nn.Module) -> nn.Module:
     return inner if is_wrapper and isinstance(inner, nn.Module) else model
 
 
+def read_booleans(instance: Any, what: str) -> None:
+    """Refuse anything but true and false in the boolean fields of a dataclass: the string "no" would count as true."""
+    for spec in fields(instance):
+        value = getattr(instance, spec.name)
+        if str(spec.type) == "bool" and not isinstance(value, bool):
+            raise ConfigError(f"{what}: {spec.name} = {value!r}, expected true or false")
+
+
 def share(value: float, what: str) -> None:
     """Refuse what is not in [0, 1]."""
     if not 0 <= value <= 1:
@@ -169,8 +180,8 @@ def one_of(value: str, choices: tuple[str, ...], what: str) -> None:
 
 
 def at_least(value: float, least: float, what: str) -> None:
-    """Refuse what is smaller."""
-    if not value >= least:
+    """Refuse what is smaller, and infinity."""
+    if not least <= value < math.inf:
         raise ConfigError(f"{what} = {value}, expected a number >= {least:g}")
 
 

@@ -28,7 +28,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defenses.barrier import BarrierAttack, box, implicit_direction
-from defenses.base import Batch, Crafter, Defense, Loss, Task, at_least, batch_max, batch_mean, detached, one_of
+from defenses.base import (
+    Batch,
+    Crafter,
+    Defense,
+    Loss,
+    Task,
+    at_least,
+    batch_max,
+    batch_mean,
+    detached,
+    one_of,
+    read_booleans,
+)
 from robustbench_ext.attacks.inner import InnerAttack
 from robustbench_ext.attacks.threat import Threat
 from robustbench_ext.errors import ConfigError
@@ -77,7 +89,11 @@ class DONE(Defense):
         cap: divide the weights by their mean where that exceeds 1. Without it a rising loss raises the weights
             exponentially when eta < 1, and training can diverge.
         implicit: what of the derivative of delta in theta is kept: "diagonal" (H for its diagonal, one double backward),
-            "cg" (all of H, by conjugate gradients), "none" (a reweighted `pgd-at`, with the plain attack).
+            "cg" (all of H, by conjugate gradients), "none" (a reweighted `pgd-at`, with the plain attack). Both are exact
+            at minimisers of the barrier problem only. After a few inner steps with a small barrier on images most pixels are
+            far from theirs: there the answer is held at the nearer face of the box (`held_share` is logged), the term is in
+            effect a step of the attack towards it, and "cg" meets bad curvature and falls back on the diagonal. Gradient and
+            curvature are those of the loss itself, whose batch norm is in training mode.
         barrier: c, weight of the barrier in units of s = delta / eps; with implicit = "none" there is none. It must be small
             against the gradient in a pixel's s, which is tiny on images: with 1e-2 the barrier keeps most pixels of 28x28
             images in the middle of their boxes, the attack is weak, and so is the network that trains on it.
@@ -101,10 +117,11 @@ class DONE(Defense):
         if isinstance(self.r, str) and self.r in ("inf", ".inf"):
             object.__setattr__(self, "r", math.inf)
         read_numbers(self, "done")
+        read_booleans(self, "done")
         one_of(self.implicit, IMPLICIT, "done: implicit")
         one_of(self.optimizer, OPTIMIZERS, "done: optimizer")
         at_least(self.cg_steps, 1, "done: cg_steps")
-        if not self.r > 0 or not 0 < self.eta <= 1 or not self.barrier > 0:
+        if not self.r > 0 or not 0 < self.eta <= 1 or not 0 < self.barrier < math.inf:
             raise ConfigError(
                 f"done: r = {self.r}, eta = {self.eta}, barrier = {self.barrier}; expected r > 0, eta in (0, 1], barrier > 0"
             )
@@ -129,10 +146,14 @@ class DONE(Defense):
         losses = F.cross_entropy(model(x_adv), batch.y, reduction="none")
         weights = self.weights(losses.detach(), state)
         value = (weights * losses).mean()
+        held = losses.new_zeros(())
         if not plain:
-            value = value + (weights * self._implicit(losses, x_adv, batch)).mean()
+            term, held = self._implicit(losses, x_adv, batch)
+            # Its gradient counts; its value is none of the objective's.
+            value = value + (weights * (term - term.detach())).mean()
         size = weights.sum().square() / (len(weights) * weights.square().sum())
-        return Loss(value, detached(adversarial_ce=losses, mean_weight=weights, effective_share=size))
+        logs = detached(adversarial_ce=losses, mean_weight=weights, effective_share=size)
+        return Loss(value, logs if plain else logs | detached(held_share=held))
 
     def weights(self, losses: Tensor, state: nn.Module | None = None) -> Tensor:
         """a_i = exp(l_i / r) / u, (B,); with eta = 1 their mean is 1."""
@@ -147,8 +168,10 @@ class DONE(Defense):
             weights = weights / batch_mean(weights).clamp_min(1.0)
         return weights.to(losses.dtype)
 
-    def _implicit(self, losses: Tensor, x_adv: Tensor, batch: Batch) -> Tensor:
-        """Per sample, a scalar whose gradient in theta is [d^2 l / dtheta ds] H^{-1} grad_s l."""
+    def _implicit(self, losses: Tensor, x_adv: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Per sample, a scalar whose gradient in theta is [d^2 l / dtheta ds] H^{-1} grad_s l; and the share of pixels
+        whose answer is held at a face of the box.
+        """
         eps = batch.eps
         (gradient,) = torch.autograd.grad(losses.sum(), x_adv, create_graph=True)
         gradient = eps * gradient  # in s
@@ -163,4 +186,5 @@ class DONE(Defense):
 
         exact = curvature if self.implicit == "cg" else None
         v = implicit_direction(gradient.detach(), s, lo, hi, self.barrier, exact, self.cg_steps)
-        return (gradient * v.detach()).flatten(1).sum(dim=1)
+        held = (v.abs() >= torch.minimum(hi - s, s - lo)).to(losses.dtype).mean()
+        return (gradient * v.detach()).flatten(1).sum(dim=1), held

@@ -24,7 +24,8 @@ from robustbench_ext.numbers import read_numbers
 
 def geometry_weights(steps_correct: Tensor, steps: int, lam: float) -> Tensor:
     """omega of kappa, (B,), in (0, 1), falling in kappa; not normalised."""
-    return 0.5 * (1 + torch.tanh(lam + 5 * (1 - 2 * steps_correct.double() / steps)))
+    # (1 + tanh a) / 2 is the sigmoid of 2 a, which does not round to 0 where all samples are far from the boundary.
+    return torch.sigmoid(2 * (lam + 5 * (1 - 2 * steps_correct.double() / steps)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,6 @@ class GAIRAT(Defense):
             return Loss(losses.mean())
         if batch.steps_correct is None or batch.attack_steps < 1:
             raise ConfigError("gairat: the batch has no steps_correct; craft it with the attack of this defense")
-        weights = geometry_weights(batch.steps_correct, batch.attack_steps, self.lam).to(losses.dtype)
-        weights = weights / batch_mean(weights)
+        weights = geometry_weights(batch.steps_correct, batch.attack_steps, self.lam)
+        weights = (weights / batch_mean(weights)).to(losses.dtype)
         return Loss((weights * losses).mean(), detached(largest_weight=weights.max()))

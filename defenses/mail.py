@@ -36,8 +36,8 @@ PUBLISHED = {"pgd-at": (10.0, -0.5), "trades": (2.0, 0.0)}  # slope, bias
 
 
 def margin_weights(margins: Tensor, slope: float, bias: float) -> Tensor:
-    """sigmoid(-slope (m - bias)), (B,), in (0, 1), falling in the margin; not normalised."""
-    return torch.sigmoid(-slope * (margins - bias))
+    """sigmoid(-slope (m - bias)), float64 (B,), in (0, 1), falling in the margin; not normalised."""
+    return torch.sigmoid(-slope * (margins.double() - bias))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,5 @@ class MAIL(Defense):
         slope = slope if self.slope is None else self.slope
         bias = bias if self.bias is None else self.bias
         weights = margin_weights(probability_margin(logits_adv, y), slope, bias)
-        if self.normalise == "constant":
-            return 3 * weights
-        return weights / batch_mean(weights)
+        weights = 3 * weights if self.normalise == "constant" else weights / batch_mean(weights)
+        return weights.to(logits_adv.dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from defenses.augment import Augmentation
-from defenses.base import at_least, one_of, share
+from defenses.base import at_least, one_of, read_booleans, share
 from robustbench_ext.attacks.threat import Threat
 from robustbench_ext.errors import ConfigError, unknown_name
 from robustbench_ext.numbers import parse_number, read_numbers
@@ -27,7 +27,7 @@ class Recipe:
         lr, momentum, weight_decay: of the optimizer.
         schedule: stepped every batch: "onecycle" (25 % warm-up, then cosine to nearly 0), "cosine", "piecewise" (times
             `gamma` at each milestone), "cyclic" (a triangle with its peak at 40 % of the training), "constant".
-        milestones: shares of the training (0.5) or epochs (75) at which a piecewise schedule falls.
+        milestones: shares of the training (0.5, "75/120") or epochs (75, counted from 0) at which a piecewise schedule falls.
         gamma: the factor of each fall, or one for each milestone.
         warmup: epochs over which the rate rises linearly to what the schedule says; 0 for none.
         clip_grad: the largest allowed norm of the gradient; None for no limit.
@@ -81,13 +81,16 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("milestones", "gamma"):
             value = getattr(self, name)
+            if name == "milestones" and not isinstance(value, (list, tuple)):
+                raise ConfigError(f"recipe: milestones = {value!r}, expected a rising list such as [0.5, 0.75]")
             if isinstance(value, (list, tuple)):
                 object.__setattr__(self, name, tuple(parse_number(v, f"recipe: {name}") for v in value))
         if isinstance(self.gamma, str):
             object.__setattr__(self, "gamma", parse_number(self.gamma, "recipe: gamma"))
-        if isinstance(self.augmentation, Mapping):
+        if not isinstance(self.augmentation, Augmentation):
             object.__setattr__(self, "augmentation", _augmentation(self.augmentation))
         _read_plain_numbers(self)
+        read_booleans(self, "recipe")
         for name, choices in CHOICES.items():
             one_of(getattr(self, name), choices, f"recipe: {name}")
         # Batch norm needs two samples in a batch.
@@ -96,8 +99,9 @@ class Recipe:
         for name in ("validation_n", "patience"):
             if getattr(self, name) is not None:
                 at_least(getattr(self, name), 1, f"recipe: {name}")
-        for name in ("weight_decay", "energy_n", "warmup"):
-            at_least(getattr(self, name), 0, f"recipe: {name}")
+        for name in ("weight_decay", "energy_n", "warmup", "step_size"):
+            if getattr(self, name) is not None:
+                at_least(getattr(self, name), 0, f"recipe: {name}")
         for name in ("label_smoothing", "swa_start"):
             share(getattr(self, name), f"recipe: {name}")
         if not 0 <= self.momentum < 1 or not 0 <= self.average_decay < 1:
@@ -107,11 +111,16 @@ class Recipe:
         self.threat()
         for name in ("lr", "clip_grad"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"recipe: {name} = {value}, expected a number > 0")
+        if self.average == "swa" and self.swa_start == 1:
+            raise ConfigError("recipe: swa_start = 1 averages nothing; expected a share below 1")
+        falls = self.gamma if isinstance(self.gamma, tuple) else (self.gamma,)
+        if not all(0 < fall < math.inf for fall in falls):
+            raise ConfigError(f"recipe: gamma = {self.gamma}, expected factors > 0")
         if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.milestones):
             raise ConfigError(f"recipe: {len(self.gamma)} factors gamma for {len(self.milestones)} milestones")
-        if isinstance(self.milestones, (int, float)) or list(self.milestones) != sorted(self.milestones):
+        if list(self.milestones) != sorted(self.milestones):
             raise ConfigError(f"recipe: milestones = {self.milestones}, expected a rising list such as [0.5, 0.75]")
 
     def threat(self) -> Threat:
@@ -150,7 +159,9 @@ CHOICES = {
 }
 
 
-def _augmentation(options: Mapping[str, Any]) -> Augmentation:
+def _augmentation(options: Any) -> Augmentation:
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"recipe: augmentation = {options!r}, expected a mapping such as {{crop: 4, flip: true}}")
     known = {f.name for f in fields(Augmentation)}
     for name in options:
         if name not in known:

@@ -8,7 +8,7 @@ except on GPUs, where it is synchronised.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,10 @@ class Runtime:
                 device = "cuda" if torch.cuda.is_available() else "cpu"
             if device.startswith("cuda") and not torch.cuda.is_available():
                 raise ConfigError(f"device '{device}': torch sees no GPU here; give --device cpu")
-            self.device = torch.device(device)
+            try:
+                self.device = torch.device(device)
+            except RuntimeError:
+                raise ConfigError(f"device '{device}': expected auto, cpu, cuda or cuda:NUMBER") from None
 
     @property
     def is_main(self) -> bool:
@@ -81,13 +84,21 @@ class Runtime:
                     torch.distributed.all_reduce(parameter.grad)
                     parameter.grad /= self.world
 
-    def average_buffers(self, model: nn.Module) -> None:
+    def average_buffers(self, buffers: Iterable[Tensor]) -> None:
         """Give all processes the mean batch-norm statistics."""
         if self.world > 1:
-            for buffer in model.buffers():
+            for buffer in buffers:
                 if buffer.is_floating_point():
                     torch.distributed.all_reduce(buffer)
                     buffer /= self.world
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds on any process."""
+        if self.world == 1:
+            return flag
+        total = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(total)
+        return bool(total > 0)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over processes."""
@@ -104,7 +115,7 @@ class Runtime:
         return box[0]
 
     def close(self) -> None:
-        """Wait for the others and leave the group of processes."""
+        """Wait for the others."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
 

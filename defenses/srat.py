@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defenses.base import Batch, Crafter, Defense, Loss, Task, at_least, bare, detached, one_of, share
+from defenses.base import Batch, Crafter, Defense, Loss, Task, at_least, bare, detached, one_of, read_booleans, share
 from defenses.imbalance import (
     effective_number_weights,
     focal,
@@ -133,6 +134,7 @@ class SRAT(Defense):
 
     def __post_init__(self) -> None:
         read_numbers(self, "srat")
+        read_booleans(self, "srat")
         one_of(self.base, BASES, "srat: base")
         one_of(self.weights, WEIGHTS, "srat: weights")
         one_of(self.focal_form, ("inside", "textbook"), "srat: focal_form")
@@ -149,11 +151,14 @@ class SRAT(Defense):
         return InnerAttack(threat, steps, step_size)
 
     def state(self, model: nn.Module, task: Task) -> nn.Module:
+        # What is not used is not computed: a class without samples has no weight and no margin.
+        weights, margins = np.ones(task.num_classes), np.zeros(task.num_classes)
         if self.weights == "inverse":
             weights = inverse_weights(task.counts)
-        else:
-            weights = effective_number_weights(task.counts, self.b if self.weights == "effective" else 0.0)
-        margins = ldam_margins(task.counts, self.margin)
+        elif self.weights == "effective":
+            weights = effective_number_weights(task.counts, self.b)
+        if self.base == "ldam":
+            margins = ldam_margins(task.counts, self.margin)
         device = next(model.parameters()).device
         with torch.no_grad(), frozen_eval(model), penultimate(model) as caught:
             model(torch.zeros(1, *task.shape, device=device))
@@ -177,7 +182,9 @@ class SRAT(Defense):
         classified = self._classification(logits, batch, state)
         if self.lam == 0:
             return Loss(classified)
-        separation = separation_loss(state(caught[-1].flatten(1)).float(), batch.y, self.tau)
+        # At tau = 0.07 similarities reach 14, where bfloat16 has steps of 0.06.
+        with torch.autocast(logits.device.type, enabled=False):
+            separation = separation_loss(state(caught[-1].flatten(1).float()), batch.y, self.tau)
         return Loss(classified + self.lam * separation, detached(classification=classified, separation=separation))
 
     def _classification(self, logits: Tensor, batch: Batch, state: Projection) -> Tensor:

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,14 @@ class Architecture:
         ).module
 
 
-def training_key(defense: Defense, architecture: Architecture, data: Dataset, recipe: Recipe, seed: int) -> str:
+def training_key(
+    defense: Defense, architecture: Architecture, data: Dataset, recipe: Recipe, seed: int, processes: int = 1
+) -> str:
     """The content key of the weights that this training gives."""
+    # Batch norm on CPUs, AWP and CutMix see their own process's part of a batch.
     return key_of(
-        {
+        ({"processes": processes} if processes > 1 else {})
+        | {
             "kind": "training",
             "version": TRAINER_VERSION,
             "defense": defense.spec(),
@@ -106,10 +110,11 @@ def train(
         on_epoch: called with the epoch's row of the curve.
         on_batch: called with (epoch, batch, batches).
         device: "cpu", "cuda", "auto"; see `defenses.runtime`.
-        checkpoint_seconds: at least so long between checkpoints within an epoch; every epoch ends with one.
+        checkpoint_seconds: at least so long between checkpoints within an epoch; every epoch ends with one. On several
+            processes there are none within an epoch.
 
     Raises:
-        ConfigError: `out` holds another training run, or the recipe asks for what the defense cannot do.
+        ConfigError: `out` holds another training run, finished or not, or the recipe asks for what the defense cannot do.
         RobustBenchExtError: the loss became NaN or infinite.
     """
     if not defense.soft_targets and (recipe.label_smoothing or recipe.augmentation.cutmix):
@@ -117,7 +122,11 @@ def train(
             f"{defense.name} is defined for labels, not for probabilities: leave out label_smoothing and cutmix"
         )
     runtime = Runtime(device, recipe.precision)
-    key = training_key(defense, architecture, data, recipe, seed)
+    if recipe.batch_size < 2 * runtime.world:
+        raise ConfigError(
+            f"recipe: batch_size = {recipe.batch_size} for {runtime.world} processes, expected 2 for each"
+        )
+    key = training_key(defense, architecture, data, recipe, seed, runtime.world)
     out.mkdir(parents=True, exist_ok=True)
     finished = out / RECIPE_FILE
     if finished.is_file():
@@ -213,10 +222,12 @@ class _Training:
             p.batch += 1
             if on_batch is not None and self.runtime.is_main:
                 on_batch(p.epoch, p.batch, len(self.batches))
-            if p.batch < len(self.batches) and time.monotonic() - self._saved_at >= self._checkpoint_seconds:
+            # Several processes differ within an epoch (batch-norm statistics, sums of logs) and agree at its end only.
+            due = self.runtime.world == 1 and time.monotonic() - self._saved_at >= self._checkpoint_seconds
+            if due and p.batch < len(self.batches):
                 self.save()
         if self.average is not None and self.recipe.average == "swa" and self._averages_now():
-            self.runtime.average_buffers(self.bare)
+            self.runtime.average_buffers(self.bare.buffers())
             self.average.update(self.bare, None)
         row = self._finish_epoch()
         self.save()
@@ -232,15 +243,16 @@ class _Training:
         torch.manual_seed(dice)  # for layers that draw from the global generator, such as dropout
         part = runtime.part(index)
         batch = self._batch(part)
-        with self.defense.perturb(self.model, batch, self.state):
+        with ExitStack() as perturbed:
             with runtime.precise():
+                perturbed.enter_context(self.defense.perturb(self.model, batch, self.state))
                 loss = self.defense.loss(self.model, batch, self.state)
             self._check(loss.value)
             self.optimizer.zero_grad(set_to_none=True)
             (loss.value * runtime.scale(len(part), len(index))).backward()  # type: ignore[no-untyped-call]
         runtime.average_gradients(self.state)
         if recipe.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.bare.parameters(), recipe.clip_grad)
+            nn.utils.clip_grad_norm_([*self.bare.parameters(), *self.state.parameters()], recipe.clip_grad)
         self.optimizer.step()
         if self.average is not None and recipe.average == "ema":
             self.average.update(self.bare, recipe.average_decay)
@@ -281,7 +293,7 @@ class _Training:
         )
 
     def _check(self, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss)):
+        if self.runtime.any(not bool(torch.isfinite(loss))):
             raise RobustBenchExtError(
                 f"the training loss became {float(loss.detach())} in epoch {self.progress.epoch + 1}. Lower lr, or check the "
                 f"data for NaN; the last checkpoint is kept."
@@ -301,7 +313,11 @@ class _Training:
 
     def _finish_epoch(self) -> dict[str, Any]:
         p = self.progress
-        self.runtime.average_buffers(self.bare)
+        self.runtime.average_buffers(self.bare.buffers())
+        if self.average is not None and self.recipe.average == "ema":
+            self.runtime.average_buffers(
+                v for k, v in self.average.values.items() if k in dict(self.bare.named_buffers())
+            )
         sums = {name: float(self.runtime.total(value)) for name, value in p.sums.items()}
         measured = self.runtime.from_main(self._measure)
         row = {"epoch": p.epoch + 1, **{name: total / len(self.split) for name, total in sums.items()}, **measured}
@@ -348,7 +364,6 @@ class _Training:
         p = self.progress
         content = {
             "key": self.key,
-            "world": self.runtime.world,
             "model": self.bare.state_dict(),
             "state": self.state.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -366,8 +381,11 @@ class _Training:
             content = torch.load(file, weights_only=True, map_location=self.runtime.device)
         except Exception:  # a damaged file raises whatever its bytes happen to trip; it counts as missing
             return
-        if content.get("key") != self.key or content.get("world") != self.runtime.world:
-            return
+        if content.get("key") != self.key:
+            raise ConfigError(
+                f"{self.out} holds an unfinished training of another kind (other recipe, data, network, seed or number of "
+                f"processes). Give another --out, or remove the folder."
+            )
         self.bare.load_state_dict(content["model"])
         self.state.load_state_dict(content["state"])
         self.optimizer.load_state_dict(content["optimizer"])

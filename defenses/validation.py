@@ -90,7 +90,7 @@ class Alarm:
     Attributes:
         window: epochs of the plateau to compare with, and epochs without a better robust accuracy.
         drop: how far E(x) - E(x*) must fall below the plateau's median, in units of its absolute value (at least 0.1).
-        errors: and in standard errors of the difference.
+        errors: and in standard errors of the current mean (its differences to other epochs, on the same samples, have less).
     """
 
     window: int = 5

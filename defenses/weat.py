@@ -31,6 +31,7 @@ from defenses.base import (
     cross_entropy,
     detached,
     one_of,
+    read_booleans,
 )
 from defenses.trades import energy_terms, kl_natural_adversarial
 from robustbench_ext.attacks.inner import InnerAttack
@@ -70,6 +71,7 @@ class WEAT(Defense):
 
     def __post_init__(self) -> None:
         read_numbers(self, "weat")
+        read_booleans(self, "weat")
         one_of(self.variant, VARIANTS, "weat: variant")
         at_least(self.beta, 0, "weat: beta")
 

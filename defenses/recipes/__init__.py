@@ -107,6 +107,8 @@ def plan(
     own = {"name": recipe} if isinstance(recipe, str) else dict(recipe)
     name = own.pop("name", None)
     found = preset(str(name), defense) if name else Preset()
+    if isinstance(own.get("augmentation"), Mapping) and isinstance(found.recipe.get("augmentation"), Mapping):
+        own["augmentation"] = {**found.recipe["augmentation"], **own["augmentation"]}
     return Plan(
         build(DEFENSES.load(defense), defense, {**found.defense, **(options or {})}),
         build(Recipe, "recipe", {**found.recipe, **own}),

@@ -78,6 +78,9 @@ class InnerAttack:
         """
         counts = torch.zeros_like(y) if self.count else None
         if self.threat.eps == 0 or self.steps == 0:
+            if counts is not None and self.steps:  # the input itself is every iterate
+                with torch.no_grad(), attacked_in(model, self.mode):
+                    counts += self.steps * (model(x).argmax(dim=1) == y)
             return Crafted(x.clone(), counts)
         size = self.step_size if self.step_size is not None else 2.5 * self.threat.eps / self.steps
         if self.start == "uniform":

@@ -14,6 +14,7 @@ from robustbench_ext.cli.doctor import doctor
 from robustbench_ext.cli.list import list_
 from robustbench_ext.cli.plan import plan
 from robustbench_ext.cli.report import report
+from robustbench_ext.cli.rift import rift
 from robustbench_ext.cli.run import run as run_command
 from robustbench_ext.cli.train import train
 from robustbench_ext.errors import RobustBenchExtError
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("run")(run_command)
 app.command("plan")(plan)
 app.command("train")(train)
+app.command("rift")(rift)
 app.command("check")(check)
 app.command("list")(list_)
 app.command("report")(report)

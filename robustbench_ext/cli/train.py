@@ -26,8 +26,8 @@ def train(
     set_: list[str] = typer.Option(
         [],
         "--set",
-        help="Option of the recipe, the defense or (net.) the network: epochs=30, eps=8/255, beta=6, net.width=32, "
-        "augmentation={crop: 4, flip: true}. Repeatable.",
+        help="Option of the defense, the recipe or (net.) the network: beta=6, epochs=30, eps=8/255, net.width=32, "
+        "'augmentation={crop: 4, flip: true}' (in quotes). recipe. in front names the recipe's where both have one. Repeatable.",
     ),
 ) -> None:
     """Train a model and keep its best epoch, judged on the calibration split.
@@ -107,6 +107,8 @@ def _sorted(defense: str, given: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     for key, value in given.items():
         if key.startswith("net."):
             options["network"][key.removeprefix("net.")] = value
+        elif key.startswith("recipe.") and key.removeprefix("recipe.") in recipe:
+            options["recipe"][key.removeprefix("recipe.")] = value
         elif key in own:
             options["defense"][key] = value
         elif key in recipe:

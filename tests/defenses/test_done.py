@@ -99,6 +99,20 @@ def test_the_box_and_the_barrier_against_autograd():
     assert torch.allclose(barrier_curvature(s.detach(), lo, hi, 0.02), h, atol=1e-10)
 
 
+def test_every_optimizer_attacks_a_robust_looking_model(mnist_model, mnist_test):
+    """Where gradients are tiny, as on confident samples, a plain gradient step of any fixed rate stands still."""
+    x, y, ids = (v[:100] for v in mnist_test)
+    random = SampleRandom.of(0, ids, "t")
+    found = {}
+    for optimizer in ("sign", "gd", "adam"):
+        x_adv = BarrierAttack(Threat("Linf", 0.1), 10, optimizer=optimizer).craft(mnist_model, x, y, random).x_adv
+        with torch.no_grad():
+            found[optimizer] = float(F.cross_entropy(mnist_model(x_adv), y))
+    with torch.no_grad():
+        clean = float(F.cross_entropy(mnist_model(x), y))
+    assert min(found.values()) > clean + 0.3, (clean, found)
+
+
 @pytest.mark.parametrize("optimizer", ["sign", "gd", "adam"])
 def test_the_attack_stays_strictly_inside_and_ascends(optimizer, digits_model, digits_test):
     x, y, ids = (v[:60] for v in digits_test)
@@ -214,7 +228,7 @@ def test_the_hypergradient_equals_a_brute_force_one(c):
 def test_conjugate_gradients_solve_and_bad_curvature_falls_back():
     torch.manual_seed(0)
     lo, hi = -torch.ones(2, 5, dtype=torch.float64), torch.ones(2, 5, dtype=torch.float64)
-    s, g = 0.5 * torch.randn(2, 5, dtype=torch.float64).tanh(), torch.randn(2, 5, dtype=torch.float64)
+    s, g = 0.5 * torch.randn(2, 5, dtype=torch.float64).tanh(), 0.1 * torch.randn(2, 5, dtype=torch.float64)
     a = torch.randn(2, 5, 5, dtype=torch.float64)
     a = -0.05 * a @ a.transpose(1, 2)  # the loss is concave in s: H is positive definite
     v = implicit_direction(g, s, lo, hi, 0.1, lambda u: torch.einsum("bij,bj->bi", a, u), 20)
@@ -236,6 +250,22 @@ def test_the_diagonal_answer_is_exact_at_a_stationary_point_and_held_in_the_box_
         assert bool((v.abs() <= nearer).all())
         far = implicit_direction(1e3 * g, s, lo, hi, c)
         assert bool((far.abs() <= nearer).all()) and torch.equal(far.sign(), g.sign())
+
+
+def test_at_the_default_barrier_on_images_the_answer_is_held_and_said(digits_model, digits_test):
+    x, y, ids = (v[:32] for v in digits_test)
+    held = {}
+    for implicit in ("diagonal", "cg"):
+        done = DONE(implicit=implicit)
+        x_adv = (
+            done.attack(Threat("Linf", 0.1), 5, None).craft(digits_model, x, y, SampleRandom.of(0, ids, "t"), 0).x_adv
+        )
+        loss = done.loss(digits_model, Batch(x, y, x_adv, eps=0.1))
+        held[implicit] = float(loss.logs["held_share"])
+        # The implicit term has a gradient and no value of its own.
+        plain = DONE(implicit="none").loss(digits_model, Batch(x, y, x_adv, eps=0.1)).value
+        assert torch.allclose(loss.value, plain, atol=1e-6)
+    assert 0 < held["diagonal"] < 1
 
 
 def test_options():

@@ -64,6 +64,15 @@ def test_cyclic_is_a_triangle_and_warmup_is_linear():
         ({"patience": 0}, ">= 1"),
         ({"augmentation": {"crops": 4}}, "crop"),
         ({"average_decay": 1}, r"\[0, 1\)"),
+        ({"average": "swa", "swa_start": 1}, "averages nothing"),
+        ({"augmentation": 5}, "expected a mapping"),
+        ({"milestones": 100}, "rising list"),
+        ({"milestones": "abc"}, "rising list"),
+        ({"gamma": -1}, "factors > 0"),
+        ({"step_size": -0.01}, "step_size"),
+        ({"deterministic": "no"}, "true or false"),
+        ({"epochs": float("inf")}, "epochs"),
+        ({"lr": float("inf")}, "lr"),
     ],
 )
 def test_wrong_recipes(options, message):

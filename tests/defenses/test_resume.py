@@ -12,6 +12,7 @@ import torch
 
 from defenses import AWP, DONE, GAIRAT, SRAT, TRADES, WEAT
 from defenses.trainer import Architecture, Recipe, train
+from robustbench_ext.errors import ConfigError
 from robustbench_ext.models import load_model
 
 QUICK = {"epochs": 3, "batch_size": 200, "eps": 0.1, "attack_steps": 2, "validation_n": 20, "validation_steps": 1}
@@ -63,6 +64,21 @@ def test_the_middle_of_an_epoch(defense, options, digits, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
     curves = [json.loads((f / "model.json").read_text())["curve"] for f in (whole, cut)]
     assert curves[0] == curves[1]
+
+
+def test_an_unfinished_training_of_another_kind_is_not_overwritten(digits, tmp_path):
+    network, recipe = Architecture("small-cnn", digits.shape, 10), Recipe(**QUICK)
+
+    def interrupt(row):
+        raise Stop
+
+    with pytest.raises(Stop):
+        train(TRADES(), network, digits, recipe, tmp_path / "m", on_epoch=interrupt)
+    kept = (tmp_path / "m" / "checkpoint.pt").read_bytes()
+    for defense, seed in ((TRADES(beta=1), 0), (TRADES(), 1)):
+        with pytest.raises(ConfigError, match="unfinished training"):
+            train(defense, network, digits, recipe, tmp_path / "m", seed)
+    assert (tmp_path / "m" / "checkpoint.pt").read_bytes() == kept
 
 
 def test_a_real_kill(digits, tmp_path):

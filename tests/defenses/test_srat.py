@@ -144,6 +144,28 @@ def test_every_combination_gives_gradients_to_model_and_head(base, weights, sett
     assert torch.allclose(loss.value, loss.logs["classification"] + 2 * loss.logs["separation"], atol=1e-5)
 
 
+def test_what_is_not_used_needs_no_samples_of_every_class(setting):
+    model, batch, _ = setting
+    empty = Task(np.array([100] * 9 + [0]), (1, 8, 8), 10)
+    SRAT(weights="none").loss(model, batch, SRAT(weights="none").state(model, empty))
+    for options in ({}, {"weights": "none", "base": "ldam"}):
+        with pytest.raises(DataError, match="classes"):
+            SRAT(**options).state(model, empty)
+
+
+def test_the_separation_is_computed_in_float32_under_autocast(setting):
+    model, batch, task = setting
+    model.eval()
+    srat = SRAT()
+    state = srat.state(model, task)
+    seen = []
+    handle = state.register_forward_hook(lambda _, __, h: seen.append(h.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = srat.loss(model, batch, state)
+    handle.remove()
+    assert seen == [torch.float32] and loss.logs["separation"].dtype == torch.float32
+
+
 def test_deferred_weights(setting):
     model, batch, task = setting
     model.eval()  # the same logits twice

@@ -1,6 +1,7 @@
 """Methods that weight samples, divergences or parameters: MART, GAIRAT, MAIL, WEAT, AWP. In float64 on a linear model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,12 +107,19 @@ def test_mart_stays_finite_where_the_formula_does_not():
 
 
 def test_a_confident_sample_adds_no_divergence_to_mart(linear, batch):
-    class Sure(nn.Module):
+    class Fixed(nn.Module):
+        """Sure of class 0 to a degree on the first input it sees, torn between all on the second."""
+
+        def __init__(self, natural):
+            super().__init__()
+            self.logits = iter([[natural, 0.0, 0.0], [0.0, 1.0, 2.0]])
+
         def forward(self, x):
-            return torch.tensor([[1e3, 0.0, 0.0]], dtype=x.dtype).expand(len(x), 3) * (1 + 0 * x.flatten(1)[:, :1])
+            return torch.tensor([next(self.logits)], dtype=x.dtype)
 
     one = Batch(batch.x[:1], torch.tensor([0]), batch.x_adv[:1])
-    assert float(MART().loss(Sure(), one).logs["weighted_kl"]) == 0.0
+    assert float(MART().loss(Fixed(1e3), one).logs["weighted_kl"]) == 0.0  # although the divergence is large
+    assert float(MART().loss(Fixed(0.3), one).logs["weighted_kl"]) > 0.1
 
 
 # GAIRAT, MAIL --------------------------------------------------------------------------------------------------------
@@ -151,6 +159,39 @@ def test_gairat_and_mail_weights_are_detached(batch, linear):
     written = F.cross_entropy(z, batch.y) + (w / w.mean() * 5 * kl_natural_adversarial(z, z_adv)).mean()
     assert torch.allclose(trades.loss(linear, batch).value, written, atol=1e-12)
     assert same_gradients(trades.loss(linear, batch).value, written, linear)
+
+
+def test_weights_survive_batches_far_from_the_boundary():
+    far = geometry_weights(torch.full((4,), 10), 10, -25.0)
+    assert bool((far > 0).all()) and torch.allclose(far / far.mean(), torch.ones(4, dtype=torch.float64))
+    sure = margin_weights(torch.ones(4), 300.0, 0.0)
+    assert bool((sure > 0).all()) and torch.allclose(sure / sure.mean(), torch.ones(4, dtype=torch.float64))
+
+
+def test_without_a_budget_every_iterate_is_the_input(digits_model, digits_test):
+    x, y, ids = (v[:40] for v in digits_test)
+    wrong = (y + 1) % 10
+    for labels, correct in ((y, None), (wrong, 0)):
+        crafted = InnerAttack(Threat("Linf", 0.0), 5, count=True).craft(
+            digits_model, x, labels, SampleRandom.of(0, ids, "t")
+        )
+        with torch.no_grad():
+            right = digits_model(x).argmax(1) == labels
+        assert torch.equal(crafted.steps_correct, 5 * right)
+        assert correct is None or int(right.sum()) < 5
+
+
+def test_a_train_mode_attack_updates_statistics_and_gives_flags_back(digits_model, digits_test):
+    import copy
+
+    x, y, ids = (v[:40] for v in digits_test)
+    model = copy.deepcopy(digits_model).train()
+    model.bn2.eval()
+    seen = int(model.bn1.num_batches_tracked)
+    InnerAttack(Threat("Linf", 0.1), 3, mode="train")(model, x, y, SampleRandom.of(0, ids, "t"))
+    assert int(model.bn1.num_batches_tracked) == seen + 3
+    assert model.training and model.bn1.training and not model.bn2.training
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_probability_margin():
@@ -289,6 +330,20 @@ def test_awp_without_budget_or_before_its_time_does_nothing(batch):
             assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_awp_round_a_tracked_state_moves_it_once_a_step(batch):
+    model, done = network(), DONE(r=1, eta=0.3)
+    awp = AWP(base=done, gamma=0.05)
+    state, plain = awp.state(model, None), done.state(model, None)
+    for shift in range(3):
+        before, other = state.log_u.clone(), replace(batch, y=(batch.y + shift) % 4)
+        with awp.perturb(model, other, state):
+            assert torch.equal(state.log_u, before)  # the pass that found v left no trace
+            awp.loss(model, other, state)
+        assert not torch.equal(state.log_u, before)
+    done.loss(model, batch, plain)
+    assert not torch.equal(plain.log_u, state.log_u)
+
+
 def test_awp_gives_the_weights_back_after_an_error(batch):
     model = network()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -319,6 +374,11 @@ def test_awp_wraps_what_it_is_given():
         (lambda: WEAT(variant="both"), "adv, nat"),
         (lambda: WEAT(beta="x"), "beta"),
         (lambda: AWP(gamma=-1), "awp: gamma"),
+        (lambda: AWP(base=5), "expected a defense"),
+        (lambda: AWP(base=["trades"]), "expected a defense"),
+        (lambda: AWP(base={"beta": 3}), "expected a defense"),
+        (lambda: WEAT(normalise="no"), "true or false"),
+        (lambda: TRADES(beta="1e400"), "finite"),
     ],
 )
 def test_wrong_options(make, message):
