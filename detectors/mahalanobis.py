@@ -1,133 +1,206 @@
 """Mahalanobis distance to the nearest class mean (Lee, Lee, Lee, Shin, NeurIPS 2018, arXiv 1807.03888).
 
-Class-conditional Gaussians with one tied covariance on the penultimate features:
+Class-conditional Gaussians with one tied covariance per layer (`detectors.gaussian`, `detectors.distances`), and
+d_l(x) = min_c d_{l,c}(x). The input may first be moved down its own distance, separately for each layer, and layers are
+combined into one score:
 
-    mu_c = mean of f(x_i) over class c,   Sigma = 1/N sum_i (f_i - mu_{y_i})(f_i - mu_{y_i})^T,
-    d_c(x) = (f - mu_c)^T Sigma^{-1} (f - mu_c),   score = min_c d_c(x).
+    x_l = x - eps sign(grad_x d_{l, nearest}(x)),   score = sum_l alpha_l d_l(x_l) + b.
 
-The published confidence is -d (its code multiplies by another 1/2); rankings are the same.
+The published confidence is -d (its code multiplies by another 1/2, and counts a gradient of zero as +1); rankings are the
+same up to that. Two relatives read the same Gaussians: the relative distance min_c d_c - d_0 (Ren et al. 2021, arXiv
+2106.09022), d_0 the distance under one Gaussian for all classes together, and the marginal one, d_0 itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectors.base import Detector
+from detectors.distances import PRECISIONS, ClassDistances
+from detectors.gaussian import INVERSES, TiedGaussian, whiten
+from detectors.layers import Combination, logistic
+from detectors.selection import needs_choice, numbers, separation
+from detectors.validation import Validation
 from robustbench_ext.errors import ConfigError, DataError
-from robustbench_ext.models.observe import PENULTIMATE, Observations
+from robustbench_ext.models.observe import PENULTIMATE, Observations, Taps
 from robustbench_ext.numbers import parse_number
 
-INVERSES = ("pseudo", "shrinkage")
-
-
-class TiedGaussian:
-    """Class means and their shared covariance, from one pass over features in any number of batches.
-
-    Sums are kept in float64 about the first batch's mean, which takes the cancellation out of sum ff^T - N mu mu^T.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self._shift: Tensor | None = None
-
-    def update(self, features: Tensor, labels: Tensor) -> None:
-        """Add features (n, d) with labels (n,)."""
-        features = features.double()
-        if self._shift is None:
-            d = features.shape[1]
-            self._shift = features.mean(dim=0)
-            self._counts = torch.zeros(self.num_classes, dtype=torch.float64)
-            self._sums = torch.zeros(self.num_classes, d, dtype=torch.float64)
-            self._outer = torch.zeros(d, d, dtype=torch.float64)
-        centred = features - self._shift
-        self._counts.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
-        self._sums.index_add_(0, labels, centred)
-        self._outer.addmm_(centred.T, centred)
-
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Counts (K,), means (K, d; zero rows where a class is empty) and the tied covariance (d, d), divisor N."""
-        if self._shift is None:
-            raise DataError("mahalanobis: no features were given")
-        means = self._sums / self._counts.clamp_min(1)[:, None]
-        scatter = self._outer - self._sums.T @ means
-        covariance = scatter / self._counts.sum()
-        return self._counts, means + self._shift, (covariance + covariance.T) / 2
+EPS_GRID = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01)  # the published one, in units of [0, 1] pixels
 
 
 class Mahalanobis(Detector):
-    """score = min_c d_c(x) on the penultimate features.
-
-    A singular covariance is the normal case (dead units, fewer samples than dimensions), and the two remedies differ
-    in what they say of directions that the training data never use:
+    """score = sum_l alpha_l min_c d_{l,c}(x_l) + b.
 
     Args:
-        inverse: "pseudo" (default, the published way): directions with eigenvalues below `tolerance` times the largest
-            are ignored. "shrinkage": (1 - s) Sigma + s tr(Sigma)/d I, which punishes movement there heavily.
-        shrinkage: s, for inverse="shrinkage".
-        tolerance: for inverse="pseudo".
-    After fitting, `rank` is the number of directions in use.
+        layers: taps (see `Taps`); one layer's score is the distance itself.
+        inverse, shrinkage, tolerance: what to do about a singular covariance, the normal case; see `gaussian.whiten`.
+            "pseudo" ignores directions that training data never use, "shrinkage" punishes movement there: not the same.
+        precision: "auto", "float32" or "float64"; see `distances.ClassDistances`.
+        eps: input pre-processing, 0 for none; a list is a grid to choose from. It costs one backward and one forward pass a
+            layer, and a detector with it cannot be attacked by gradient.
+        clip: keep moved inputs in [0, 1]; the published code does not.
+        weights: alpha, one for each layer. Default: the mean of d_l over the layers' ranks, so that each counts alike.
+        validate: fit alpha and b by logistic regression, and choose eps: {attack: fgsm, eps: 0.1} for adversarial inputs
+            only, {outliers: symbols} for unknown ones. With a grid, half of them choose (see `detectors.validation`).
+    After fitting, `ranks` are the directions in use of each layer.
     """
 
     name: ClassVar[str] = "mahalanobis"
-    taps: ClassVar[tuple[str, ...]] = (PENULTIMATE,)
-    needs_fit: ClassVar[bool] = True
+    version: ClassVar[int] = 2
+    taps: tuple[str, ...] = (PENULTIMATE,)
+    needs_fit = True
     reference: ClassVar[str] = "arXiv 1807.03888"
 
-    def __init__(self, inverse: str = "pseudo", shrinkage: float = 1e-3, tolerance: float = 1e-10) -> None:
-        if inverse not in INVERSES:
-            raise ConfigError(f"mahalanobis: inverse = {inverse!r}, expected one of {', '.join(INVERSES)}")
-        self.inverse = inverse
-        self.shrinkage = parse_number(shrinkage, "mahalanobis: shrinkage")
-        self.tolerance = parse_number(tolerance, "mahalanobis: tolerance")
+    def __init__(
+        self,
+        layers: str | Sequence[str] = PENULTIMATE,
+        inverse: str = "pseudo",
+        shrinkage: float = 1e-3,
+        tolerance: float = 1e-10,
+        precision: str = "auto",
+        eps: float | Sequence[float] = 0.0,
+        clip: bool = False,
+        weights: Sequence[float] | None = None,
+        validate: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.taps = (layers,) if isinstance(layers, str) else tuple(layers)
+        if not self.taps or len(set(self.taps)) < len(self.taps):
+            raise ConfigError(f"{self.name}: layers = {layers!r}, expected one or more different feature taps")
+        for what, value, known in (("inverse", inverse, INVERSES), ("precision", precision, PRECISIONS)):
+            if value not in known:
+                raise ConfigError(f"{self.name}: {what} = {value!r}, expected one of {', '.join(known)}")
+        self.inverse, self.precision, self.clip = inverse, precision, bool(clip)
+        self.shrinkage = parse_number(shrinkage, f"{self.name}: shrinkage")
+        self.tolerance = parse_number(tolerance, f"{self.name}: tolerance")
         if not 0 < self.shrinkage <= 1 or not 0 < self.tolerance < 1:
             raise ConfigError(
-                f"mahalanobis: shrinkage = {self.shrinkage}, tolerance = {self.tolerance}; expected numbers between 0 and 1"
+                f"{self.name}: shrinkage = {self.shrinkage}, tolerance = {self.tolerance}; expected numbers between 0 and 1"
             )
-        self.rank = 0
+        self.grid = numbers(eps, f"{self.name}: eps")
+        self.eps = self.grid[0]
+        self.weights = None if weights is None else tuple(parse_number(w, f"{self.name}: weights") for w in weights)
+        if self.weights is not None and (len(self.weights) != len(self.taps) or validate is not None):
+            raise ConfigError(
+                f"{self.name}: {len(self.weights)} weights for {len(self.taps)} layers; expected one for each, and no validate"
+            )
+        self.validate = None if validate is None else dict(validate)
+        needs_choice(self.name, validate, eps=self.grid)
+        self.reads_inputs = any(self.grid)
+        self.differentiable = not self.reads_inputs
+        self.ranks: dict[str, int] = {}
+        self._notes: list[str] = []
+
+    @property
+    def rank(self) -> int:
+        """Directions in use, over all layers."""
+        return sum(self.ranks.values())
 
     def parameters(self) -> dict[str, Any]:
         used = {"shrinkage": self.shrinkage} if self.inverse == "shrinkage" else {"tolerance": self.tolerance}
-        return {"inverse": self.inverse, **used}
+        weights = None if self.weights is None else list(self.weights)
+        found = {"layers": list(self.taps), "inverse": self.inverse, **used, "precision": self.precision}
+        return found | {"eps": list(self.grid), "clip": self.clip, "weights": weights, "validate": self.validate}
 
-    def _fit(self, train: Observations) -> None:
-        num_classes = train.logits.shape[1]
-        features, labels = train.features[PENULTIMATE], train.labels
-        if len(labels) < 2 or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-            raise DataError(
-                f"mahalanobis: fitting needs at least two labelled samples of the classes 0..{num_classes - 1}, "
-                f"got {len(labels)}"
-            )
-        gaussian = TiedGaussian(num_classes)
-        for start in range(0, len(features), 4096):
-            gaussian.update(features[start : start + 4096], labels[start : start + 4096])
-        counts, means, covariance = gaussian.finish()
-        values, vectors = torch.linalg.eigh(covariance)
-        if self.inverse == "shrinkage":
-            values = (1 - self.shrinkage) * values.clamp_min(0) + self.shrinkage * values.mean()
-        keep = values > self.tolerance * values[-1] if self.inverse == "pseudo" else values > 0
-        # What float64 sums of squares of this size lose to rounding is no variation of the features.
-        noise = 1e-13 * float(means.square().sum(dim=1).max())
-        if not bool(keep.any()) or float(values[-1]) <= noise:
-            raise DataError(
-                "mahalanobis: all training features of a class are equal, so there is no covariance to measure with. "
-                "Check that the model is trained and that the tap is not a constant layer."
-            )
-        self.rank = int(keep.sum())
-        # Whitening W with W W^T = Sigma^{-1} (or its pseudo-inverse): distances become Euclidean, and scoring costs
-        # n d^2 + n d K without any (n, K, d) array. Features are centred first, for the expanded square's sake.
-        self._whiten = vectors[:, keep] / values[keep].sqrt()
-        self._centre = means[counts > 0].mean(dim=0)
-        self._means = (means[counts > 0] - self._centre) @ self._whiten
+    # Fitting ---------------------------------------------------------------------------------------------------------
 
-    def distances(self, features: Tensor) -> Tensor:
-        """d_c(x) to every class that has training samples, (N, K'), float64, >= 0."""
-        white = (features.double() - self._centre) @ self._whiten
-        squares = white.square().sum(dim=1)[:, None] + self._means.square().sum(dim=1)[None]
-        distances: Tensor = squares - 2 * white @ self._means.T
-        return distances.clamp_min(0.0)
+    def _fit(self, train: Observations, model: nn.Module | None) -> None:
+        if len(train) < 2:
+            raise DataError(f"{self.name}: fitting needs at least two labelled samples, got {len(train)}")
+        self.ranks, self._notes, self._layers = {}, [], {}
+        for tap in self.taps:
+            gaussian = TiedGaussian(train.logits.shape[1])
+            try:
+                gaussian.update(train.features[tap], train.labels)
+                self._layers[tap] = self._gaussians(gaussian, tap)
+            except DataError as error:
+                raise DataError(f"{self.name}: layer '{tap}': {error}") from None
+        if self.weights is not None:
+            self._combine = Combination(torch.tensor(self.weights, dtype=torch.float64))
+        else:
+            shares = [1.0 / (len(self.taps) * max(1, self.ranks[tap])) for tap in self.taps]
+            self._combine = Combination(torch.tensor(shares if len(shares) > 1 else [1.0], dtype=torch.float64))
+
+    def _gaussians(self, gaussian: TiedGaussian, tap: str) -> tuple[ClassDistances, ...]:
+        """What `_distance` needs: here the class-conditional Gaussians."""
+        moments = gaussian.finish()
+        options = {"inverse": self.inverse, "shrinkage": self.shrinkage, "tolerance": self.tolerance}
+        whitening = whiten(moments.covariance, moments.noise, **options)  # type: ignore[arg-type]
+        self._note(tap, whitening.rank, len(moments.covariance))
+        return (ClassDistances(moments.present(), whitening, self.precision),)
+
+    def _note(self, tap: str, rank: int, d: int) -> None:
+        self.ranks[tap] = rank
+        if rank < d:
+            self._notes.append(
+                f"the covariance of layer '{tap}' is singular: {rank} of {d} directions vary in training, and movement along "
+                f"the others is not seen (inverse: shrinkage would punish it)"
+            )
+
+    def _tune(self, reader: Taps, validation: Validation) -> None:
+        """Fit the regression for every eps of the grid; with more than one, half of the data chooses."""
+        first, second = validation.halves() if len(self.grid) > 1 else (validation, validation)
+        found = []
+        for eps in self.grid:
+            known, unknown = (self._batched(reader, x, eps) for x in (first.known, first.unknown))
+            combine = logistic(known, unknown)
+            if second is not first:
+                known, unknown = (self._batched(reader, x, eps) for x in (second.known, second.unknown))
+            found.append((separation(combine(known), combine(unknown), validation.criterion), eps, combine))
+        top = max(range(len(found)), key=lambda i: found[i][0])
+        _, self.eps, self._combine = found[top]
+        self._notes.append(f"fitted on {validation.source}: it knows such inputs, and may do worse on others")
+
+    def warnings(self) -> list[str]:
+        return list(self._notes)
+
+    def summary(self) -> dict[str, float]:
+        found: dict[str, float] = {f"rank {tap}": rank for tap, rank in self.ranks.items()}
+        if self.reads_inputs:
+            found["eps"] = self.eps
+        if self.validate is not None:
+            found |= {f"weight {t}": float(w) for t, w in zip(self.taps, self._combine.weights, strict=True)}
+        return found
+
+    # Scoring ---------------------------------------------------------------------------------------------------------
+
+    def _distance(self, tap: str, features: Tensor) -> Tensor:
+        """One layer's score (n,)."""
+        return self._layers[tap][0].nearest(features)
+
+    def distances(self, features: Tensor, tap: str | None = None) -> Tensor:
+        """d_c to every class that has training samples, (N, K'), float64, >= 0; of one layer, the first by default."""
+        return self._layers[tap or self.taps[0]][0].all(features)
+
+    def layer_scores(self, seen: Observations) -> Tensor:
+        """One score per layer, (N, L), float64, without pre-processing."""
+        return torch.stack([self._distance(tap, seen.features[tap]).double() for tap in self.taps], dim=1)
 
     def _score(self, seen: Observations) -> Tensor:
-        return self.distances(seen.features[PENULTIMATE]).amin(dim=1)
+        return self._combine(self.layer_scores(seen))
+
+    def _score_inputs(self, reader: Taps, x: Tensor) -> Tensor:
+        return self._combine(self._moved(reader, x, self.eps))
+
+    def _batched(self, reader: Taps, x: Tensor, eps: float, batch_size: int = 250) -> Tensor:
+        return torch.cat([self._moved(reader, x[i : i + batch_size], eps) for i in range(0, len(x), batch_size)])
+
+    def _moved(self, reader: Taps, x: Tensor, eps: float) -> Tensor:
+        """Layer scores (n, L) after a step of eps down each layer's own distance."""
+        leaf = x.detach().requires_grad_(eps > 0)
+        with torch.set_grad_enabled(eps > 0):
+            _, features = reader(leaf)
+            plain = [self._distance(tap, features[tap]) for tap in self.taps]
+        if eps == 0:
+            return torch.stack([d.double() for d in plain], dim=1)
+        scores = []
+        for number, (tap, distance) in enumerate(zip(self.taps, plain, strict=True)):
+            (gradient,) = torch.autograd.grad(distance.sum(), leaf, retain_graph=number + 1 < len(plain))
+            moved = x - eps * gradient.sign()
+            with torch.no_grad():
+                _, after = reader(moved.clamp(0, 1) if self.clip else moved)
+                scores.append(self._distance(tap, after[tap]).double())
+        return torch.stack(scores, dim=1)

@@ -170,6 +170,23 @@ def score_histogram(curve: Curve, title: str, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def energy_histogram(curve: Curve, title: str, ax: Axes | None = None) -> Axes:
+    """Energies of natural and of attacked inputs: marginal (filled) and joint, of the true class (dashed)."""
+    ax = ax or new_axes()
+    edges = np.array(curve.data["edges"])
+    for i, name in enumerate(("natural", "attacked")):
+        marginal, joint = (np.array(curve.data[key][:-1]) for key in (name, f"{name}_joint"))
+        ax.stairs(marginal, edges, fill=True, color=PALETTE[i], alpha=0.3)
+        ax.stairs(marginal, edges, color=PALETTE[i], linewidth=1.4, label=f"{name}, E(x)")
+        ax.stairs(joint, edges, color=PALETTE[i], linewidth=1.2, linestyle=(0, (3, 2)), label=f"{name}, E(x, y)")
+    ax.set_xlabel("energy (right: unlike the training data)")
+    ax.set_ylabel("share of samples")
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.set_title(title)
+    ax.legend()
+    return ax
+
+
 def roc(curves: list[Curve], title: str, ax: Axes | None = None) -> Axes:
     """ROC curves of several detectors on the same inputs; unknown inputs are the positives."""
     ax = ax or new_axes()
@@ -203,13 +220,67 @@ def training_curve(model: dict[str, Any], ax: Axes | None = None) -> Axes:
     return ax
 
 
+def training_energies(model: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """Mean E(x) - E(x*) by epoch on training and on calibration data, with two standard errors; the alarm, if any.
+
+    A steep fall on training data is where robust overfitting begins.
+    """
+    ax = ax or new_axes()
+    curve = model["training"]["curve"]
+    epochs = [row["epoch"] for row in curve]
+    for i, name in enumerate(("train", "calibration")):
+        value = np.array([row[f"delta_energy_{name}"] for row in curve])
+        error = np.array([row[f"delta_energy_se_{name}"] for row in curve])
+        ax.plot(epochs, value, color=PALETTE[i], marker=MARKERS[i], markersize=3, label=name)
+        ax.fill_between(epochs, value - 2 * error, value + 2 * error, color=PALETTE[i], alpha=0.18, linewidth=0)
+    if model["training"].get("alarm"):
+        at = model["training"]["alarm"]
+        ax.axvline(at, color=PALETTE[1], linewidth=1, linestyle=(0, (1, 2)), label=f"alarm: epoch {at}")
+    ax.set_xlabel("epoch")
+    ax.set_title(f"{model['name']}: energy, natural minus adversarial")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend()
+    return ax
+
+
+def module_criticality(found: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """Module robust criticality in the network's order, input first, with the module that was tuned marked.
+
+    Args:
+        found: the content of a rift.json.
+    """
+    ax = ax or new_axes()
+    modules = found["criticality"]["modules"]
+    rows, tuned = np.arange(len(modules)), [m["name"] == found.get("module") for m in modules]
+    colours = [PALETTE[int(mark)] for mark in tuned]
+    ax.barh(rows, [m["mrc"] for m in modules], 0.7, color=colours, alpha=0.85)
+    # Values span orders of magnitude: beside a bar that is too short to be seen stands its number.
+    for k, (module, mark) in enumerate(zip(modules, tuned, strict=True)):
+        text = f"{module['mrc']:.3g}" + (" (tuned)" if mark else "")
+        colour, weight = (PALETTE[1], "bold") if mark else (INK, "normal")
+        at = (max(module["mrc"], 0.0), k)
+        ax.annotate(
+            text, at, (3, 0), textcoords="offset points", va="center", fontsize=7.5, color=colour, weight=weight
+        )
+    ax.set_yticks(rows, [m["name"].removesuffix(".weight") for m in modules])
+    ax.set_ylim(len(modules) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.18)
+    ax.set_xlabel(f"rise of the robust loss (nats), weight moved by up to {100 * found['eps_w']:g} %")
+    ax.set_title("Module robust criticality")
+    return ax
+
+
 __all__ = [
     "corruption_curve",
     "distance_curves",
+    "energy_histogram",
+    "module_criticality",
     "per_class",
     "reliability_diagram",
     "robust_accuracy_curve",
     "roc",
     "score_histogram",
     "training_curve",
+    "training_energies",
 ]

@@ -16,6 +16,7 @@ from robustbench_ext.results import Curve, RunResults
 
 TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_SAMPLES = 8
+ENERGY_FIGURES = 12  # models; all are in the table
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
             _classes(results),
             _corruptions(results),
             _calibration(results),
+            _energy(results),
         )
         if s
     ]
@@ -142,6 +144,8 @@ def _distances(results: RunResults) -> Section:
 
 def _classes(results: RunResults) -> Section:
     section = Section("classes", "Accuracy by class", "Averages hide the worst-served class. Lines are 95 % intervals.")
+    table = tables.tails(results)
+    section.tables += [table] if table else []
     if len(results.data["classes"]) > 30:
         return section
     shown = ["clean", *(t["label"] for t in tables.main_threats(results))]
@@ -205,15 +209,48 @@ def _calibration(results: RunResults) -> Section:
     return section
 
 
+def _energy(results: RunResults) -> Section:
+    section = Section(
+        "energy",
+        "Energy",
+        "E(x) = -logsumexp f(x) is low where the network takes an input for one like its training data; E(x, y) = -f(x)[y] is "
+        "low where it sees the true class in it. The levels of different networks cannot be compared: a constant added to all "
+        "logits shifts them and changes no prediction. Differences can be, as far as the scale of the logits is the same. "
+        "Attacked inputs are those of attacks that go on to the end (stop: never); others stop at the first misclassified "
+        "input, whose energy says little. Samples that are misclassified clean are not attacked and left out.",
+        folded=True,
+    )
+    table = tables.energies(results)
+    if table is None:
+        return section
+    section.tables.append(table)
+    if len(results.models) > ENERGY_FIGURES:
+        section.text += f" The figures show the first {ENERGY_FIGURES} models, the table all."
+    for i, model in enumerate(tables.model_names(results)[:ENERGY_FIGURES]):
+        curves = _curves(results, kind="energies", model=model)
+        # Under the attack that calibration is shown under, if it is one of them.
+        main = [c for c in curves if c.condition in _attacked(results)] or curves[-1:]
+        for curve in main[:1]:
+            section.figures.append(
+                _figure(
+                    f"energy-{i}",
+                    f"Energies of {model}, natural and under {curve.condition}; their means are in the table below.",
+                    lambda ax, c=curve, t=f"{model}: {curve.condition}": figures.energy_histogram(c, t, ax),
+                )
+            )
+    return section
+
+
 def _detection(results: RunResults) -> Section:
     section = Section(
         "detection",
         "Unknown and attacked inputs",
         "Higher score = more unlike the training data. Of attacked inputs those count that fooled the classifier. "
-        "The attacks shown here do not know of the detectors; an adaptive attack would do worse to them.",
+        "Only attacks named 'against' a detector know of it; the others flatter it. Alarms are at a false-alarm rate of 5 %, "
+        "set on clean calibration samples.",
     )
-    table = tables.detection(results)
-    if table is None:
+    found = tables.detection(results)
+    if not found:
         return section
     outliers = [c["label"] for c in tables.of_kind(results, "outliers")]
     for i, model in enumerate(tables.model_names(results)):
@@ -237,7 +274,8 @@ def _detection(results: RunResults) -> Section:
                             lambda ax, c=curve, t=f"{model}: {detector}": figures.score_histogram(c, t, ax),
                         )
                     )
-    section.tables.append(table)
+    worth = tables.abstaining(results)
+    section.tables += [*found, *([worth] if worth else [])]
     section.folded = True
     return section
 
@@ -253,6 +291,14 @@ def _training(results: RunResults) -> Section:
                     lambda ax, model=model: figures.training_curve(model, ax),
                 )
             )
+            if "delta_energy_train" in model["training"]["curve"][0]:
+                section.figures.append(
+                    _figure(
+                        f"energies-{i}",
+                        f"Mean energy difference of natural and attacked inputs of {model['name']} by epoch.",
+                        lambda ax, model=model: figures.training_energies(model, ax),
+                    )
+                )
     return section
 
 

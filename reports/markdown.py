@@ -20,9 +20,12 @@ def render_markdown(results: RunResults) -> str:
         ("Robustness", tables.robustness(results)),
         ("Distances", tables.distances(results)),
         ("Targeted attacks", tables.targeted(results)),
+        ("Classes", tables.tails(results)),
         ("Corruptions", tables.corruptions(results)),
         ("Calibration", tables.calibration(results)),
-        ("Detection", tables.detection(results)),
+        ("Energy", tables.energies(results)),
+        *((t.caption.replace(": clean test inputs against", ":"), t) for t in tables.detection(results)),
+        ("Abstaining", tables.abstaining(results)),
     ):
         if table is not None and table.rows:
             out += [f"## {title}", "", *_table(table), ""]

@@ -10,6 +10,7 @@ from robustbench_ext.numbers import format_number
 from robustbench_ext.results import Row, RunResults
 
 CLASSIFIER, CLEAN = "classifier", "clean"
+SHOTS = ("head_accuracy", "tail_accuracy", "many_shot_accuracy", "medium_shot_accuracy", "few_shot_accuracy")
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,55 @@ def targeted(results: RunResults) -> Table | None:
     return table
 
 
+def tails(results: RunResults) -> Table | None:
+    """Means over groups of classes, clean and at the main threats: all, the lowest, by training samples where they differ."""
+    if not results.find(metric="tail30_accuracy"):
+        return None
+    means = ("balanced_accuracy", "tail30_accuracy", "worst_class_accuracy")
+    shots = [m for m in results.metrics if m in SHOTS and results.find(metric=m)]
+    columns = [heading(m, results) for m in means]
+    for metric in shots:
+        column = heading(metric, results)
+        size, _, names = str(results.find(metric=metric)[0].group).partition(": ")
+        title, _, unit = column.title.partition(",")
+        columns.append(Column(f"{title} ({size}),{unit}", f"{column.definition} Here: {names}."))
+    table = Table("Means over classes, each class counting the same", "model · condition", columns)
+    for model in model_names(results):
+        for condition in (CLEAN, *(t["label"] for t in main_threats(results))):
+            query = {"model": model, "condition": condition, "probe": CLASSIFIER}
+            cells = []
+            for metric in (*means, *shots):
+                rows = results.find(**query, metric=metric)
+                cell = number(rows[0] if rows else None, results)
+                said = f"{rows[0].group}; {cell.note}" if rows and rows[0].group else cell.note
+                cells.append(Cell(cell.text, cell.value, said))
+            table.rows.append((f"{model} · {condition}", cells))
+    return table
+
+
+def energies(results: RunResults) -> Table | None:
+    """Mean energies of every model, clean and under the attacks that went on to the end."""
+    if not results.find(metric="delta_energy"):
+        return None
+    metrics = ("energy_marginal", "delta_energy", "abs_delta_energy", "energy_joint", "delta_energy_joint")
+    goal = Column("goal", "What the attack goes for: any mistake, or a target.")
+    columns = [goal, *(heading(m, results) for m in metrics)]
+    table = Table("Mean energies; Δ is natural minus attacked, on the same samples", "model · condition", columns)
+    for model in model_names(results):
+        for condition in of_kind(results, "clean", "attack"):
+            label, attacked = condition["label"], condition["kind"] == "attack"
+            target = condition.get("parameters", {}).get("target", "none")
+            goal_cell = Cell(("any mistake" if target == "none" else f"target: {target}") if attacked else "")
+            query = {"model": model, "condition": label, "probe": CLASSIFIER}
+            for group in dict.fromkeys(row.group for row in results.find(**query, metric="energy_marginal")):
+                rows = [one(results, **query, metric=m, group=group) for m in metrics]
+                # Clean inputs have no differences.
+                cells = [number(r, results) if attacked or r else Cell("") for r in rows]
+                name = f"{model} · {label}" + (f", {group}" if group else "")
+                table.rows.append((name, [goal_cell, *cells]))
+    return table
+
+
 def corruptions(results: RunResults) -> Table | None:
     """Accuracy of every model under every corruption."""
     found = of_kind(results, "corruption")
@@ -248,29 +298,54 @@ def calibration(results: RunResults) -> Table:
     return table
 
 
-def detection(results: RunResults) -> Table | None:
-    """AUROC, FPR and AUPR of every detector on unknown and on attacked inputs."""
-    metrics = ("auroc", "fpr95", "aupr_out", "aupr_in")
+def families(results: RunResults) -> dict[str, list[str]]:
+    """Labels of the conditions whose inputs detectors should see, kept apart by what they are."""
+    found: dict[str, list[str]] = {}
+    names = {"near": "near outliers", "far": "far outliers"}
+    for condition in of_kind(results, "outliers", "attack", "corruption"):
+        kind = {"attack": "attacked inputs", "corruption": "corrupted inputs"}.get(condition["kind"])
+        found.setdefault(kind or names.get(str(condition.get("distance")), "outliers"), []).append(condition["label"])
+    order = ("near outliers", "far outliers", "outliers", "attacked inputs", "corrupted inputs")
+    return {family: found[family] for family in order if family in found}
+
+
+def detection(results: RunResults) -> list[Table]:
+    """AUROC, FPR and the like of every detector: near and far outliers, attacked and corrupted inputs, a table for each."""
     names = detectors(results)
+    tables: list[Table] = []
     if not names:
+        return tables
+    metrics = ["auroc", "auroc_gain", "fpr95", "detection_accuracy", "aupr_out", "aupr_in", "alarms"]
+    metrics = [m for m in metrics if any(row.metric == m for row in results.results)]
+    unknown = Column("n unknown", "Unknown inputs; of an attack, its successes. Clean inputs: the test samples.")
+    for family, labels in families(results).items():
+        caption = f"Detection: clean test inputs against {family}"
+        table = Table(caption, "model · condition · detector", [*(heading(m, results) for m in metrics), unknown])
+        for query in (
+            {"model": m, "condition": c, "probe": p} for m in model_names(results) for c in labels for p in names
+        ):
+            rows = [one(results, **query, metric=m) for m in metrics]
+            size = Cell(str(rows[0].n_unknown), rows[0].n_unknown) if rows[0] else Cell("–")
+            table.rows.append((" · ".join(query.values()), [*(number(r, results) for r in rows), size]))
+        tables.append(table)
+    return tables
+
+
+def abstaining(results: RunResults) -> Table | None:
+    """What detectors are worth for selective prediction, and how often they cry wolf."""
+    metrics = [m for m in ("aurc", "e_aurc", "false_alarms") if any(row.metric == m for row in results.results)]
+    if not detectors(results) or not metrics:
         return None
-    table = Table(
-        "Detection: clean test inputs against each condition's",
-        "model · condition · detector",
-        [
-            *(heading(m, results) for m in metrics),
-            Column("n unknown", "Unknown inputs; of an attack, its successes. Clean inputs: the test samples."),
-        ],
-    )
+    caption = "Detectors as a reason to abstain"
+    table = Table(caption, "model · condition · detector", [heading(m, results) for m in metrics])
+    threats = [a["label"] for t in main_threats(results) if (a := attack_at(results, t))]
     for model in model_names(results):
-        for condition in of_kind(results, "outliers", "attack", "corruption"):
-            for probe in names:
-                query = {"model": model, "condition": condition["label"], "probe": probe}
+        for condition in (CLEAN, *threats, *(c["label"] for c in of_kind(results, "corruption"))):
+            for probe in detectors(results):
+                query = {"model": model, "condition": condition, "probe": probe}
                 rows = [one(results, **query, metric=m) for m in metrics]
-                size = Cell(str(rows[0].n_unknown), rows[0].n_unknown) if rows[0] else Cell("–")
-                table.rows.append(
-                    (f"{model} · {condition['label']} · {probe}", [*(number(r, results) for r in rows), size])
-                )
+                if any(rows):
+                    table.rows.append((" · ".join(query.values()), [number(r, results) for r in rows]))
     return table
 
 

@@ -209,16 +209,68 @@ DEFENSES = Registry(
     ),
 )
 
+# What a detector reads of a sample, whether it is fitted to training data, whether `adaptive` can follow its score.
+_LOGITS = {"reads": "logits", "needs_fit": False, "differentiable": True}
+_FITTED = {"reads": "features", "needs_fit": True, "differentiable": True}
+_INPUTS = {"reads": "inputs", "needs_fit": False, "differentiable": False}
+
 DETECTORS = Registry(
     "detector",
     "detectors",
     (
-        Entry("msp", "detectors.msp:MSP", "one minus the maximum softmax probability"),
-        Entry("energy", "detectors.energy:Energy", "marginal energy -T logsumexp(logits / T)"),
+        Entry("msp", "detectors.msp:MSP", "one minus the maximum softmax probability", _LOGITS),
+        Entry("max-logit", "detectors.max_logit:MaxLogit", "minus the largest logit", _LOGITS),
+        Entry("entropy", "detectors.entropy:Entropy", "entropy of the predicted distribution", _LOGITS),
+        Entry("energy", "detectors.energy:Energy", "marginal, joint or delta energy of the logits", _LOGITS),
+        Entry(
+            "kl-matching",
+            "detectors.kl_matching:KLMatching",
+            "divergence from the nearest class's typical prediction",
+            {"reads": "logits", "needs_fit": True, "differentiable": True},
+        ),
         Entry(
             "mahalanobis",
             "detectors.mahalanobis:Mahalanobis",
-            "distance to the nearest class mean under a tied covariance, penultimate layer",
+            "distance to the nearest class mean under a tied covariance; several layers, input pre-processing",
+            _FITTED,
+        ),
+        Entry(
+            "relative-mahalanobis",
+            "detectors.relative_mahalanobis:RelativeMahalanobis",
+            "the same, minus the distance under one Gaussian for all classes",
+            _FITTED,
+        ),
+        Entry(
+            "marginal-mahalanobis",
+            "detectors.relative_mahalanobis:MarginalMahalanobis",
+            "distance under one Gaussian for all classes",
+            _FITTED,
+        ),
+        Entry("knn", "detectors.knn:KNN", "distance to the k-th nearest training feature", _FITTED),
+        Entry("vim", "detectors.vim:ViM", "residual outside the principal space as a virtual logit", _FITTED),
+        Entry("react", "detectors.react:ReAct", "energy after clipping activations", _FITTED),
+        Entry("ash", "detectors.ash:ASH", "energy after removing most activations of a sample", _FITTED),
+        Entry("dice", "detectors.dice:DICE", "energy with the weights that matter on known data", _FITTED),
+        Entry(
+            "gradnorm",
+            "detectors.gradnorm:GradNorm",
+            "minus the gradient's L1 norm towards the uniform prediction, last layer",
+            {"reads": "features", "needs_fit": False, "differentiable": True},
+        ),
+        Entry(
+            "odin", "detectors.odin:ODIN", "maximum probability at a temperature, after a step of the input", _INPUTS
+        ),
+        Entry(
+            "feature-squeezing",
+            "detectors.feature_squeezing:FeatureSqueezing",
+            "change of the prediction when the input is simplified",
+            _INPUTS,
+        ),
+        Entry(
+            "pytorch-ood",
+            "detectors.pytorch_ood_adapter:PytorchOOD",
+            "any detector of the pytorch-ood package, as pytorch-ood:NAME",
+            {"reads": "features", "needs_fit": True, "differentiable": False},
         ),
     ),
 )

@@ -21,7 +21,9 @@ from robustbench_ext.attacks.adaptive import Adaptive, Scorer
 from robustbench_ext.attacks.base import Attack, build_attack
 from robustbench_ext.catalog import CORRUPTIONS, OUTLIERS
 from robustbench_ext.data.base import Dataset, Split
-from robustbench_ext.errors import ConfigError, unknown_name
+from robustbench_ext.data.loading import load_dataset
+from robustbench_ext.data.outliers import DISTANCE, from_dataset
+from robustbench_ext.errors import ConfigError, DataError, unknown_name
 from robustbench_ext.numbers import format_number, parse_number
 from robustbench_ext.probes import CLASSIFIER
 from robustbench_ext.randomness import SampleRandom
@@ -171,13 +173,19 @@ class Corrupted(Condition):
 
 @dataclass(frozen=True)
 class Outliers(Condition):
-    """Inputs of no class."""
+    """Inputs of no class: a bundled set, or the test split of another dataset, such as torchvision:SVHN.
+
+    `distance` says whether they are near the data or far from it, where that is known; reports keep the two apart.
+    """
 
     name: str
     n: int
+    distance: str | None = None
     kind: ClassVar[str] = "outliers"
 
     def samples(self, data: Dataset, split: str, n: int | None) -> Split:
+        if ":" in self.name:
+            return from_dataset(self.name, self.n, data.shape)
         outliers: Split = OUTLIERS.load(self.name)(self.n, data.shape)
         return outliers
 
@@ -185,7 +193,7 @@ class Outliers(Condition):
         return {"condition": "outliers", "name": self.name}
 
     def facts(self) -> dict[str, Any]:
-        return {"outliers": self.name}
+        return {"outliers": self.name, "distance": self.distance}
 
     def apply(
         self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
@@ -225,9 +233,17 @@ def parse_conditions(entries: Sequence[str | Mapping[str, Any]]) -> list[Conditi
 
 
 def is_available(entry: str | Mapping[str, Any]) -> bool:
-    """False for an entry marked `optional: true` whose package is not installed."""
-    if isinstance(entry, Mapping) and entry.get("optional") and str(entry.get("attack", "")).startswith("torchattacks"):
+    """False for an entry marked `optional: true` whose package is not installed, or whose data is not there."""
+    if not isinstance(entry, Mapping) or not entry.get("optional"):
+        return True
+    if str(entry.get("attack", "")).startswith("torchattacks"):
         return importlib.util.find_spec("torchattacks") is not None  # imports nothing
+    try:
+        for name in _listed(entry.get("outliers", "letters"), "outliers"):
+            if ":" in str(name):
+                load_dataset(str(name))
+    except DataError:
+        return False
     return True
 
 
@@ -263,11 +279,19 @@ def _corruptions(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
 
 
 def _outliers(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
-    _only(rest, ("n",), "outliers")
+    _only(rest, ("n", "distance"), "outliers")
     n = int(parse_number(rest.get("n", 500), "outliers: n"))
     if n < 2:
         raise ConfigError(f"outliers: n = {n}, expected at least 2")
-    return [Outliers(f"outliers {OUTLIERS.get(str(name)).name}", str(name), n) for name in _listed(names, "outliers")]
+    distance = rest.get("distance")
+    if distance not in (None, "near", "far"):
+        raise ConfigError(f"outliers: distance = {distance!r}, expected near or far")
+    made: list[Condition] = []
+    for name in map(str, _listed(names, "outliers")):
+        if ":" not in name:
+            OUTLIERS.get(name)
+        made.append(Outliers(f"outliers {name}", name, n, distance or DISTANCE.get(name)))
+    return made
 
 
 def _only(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:

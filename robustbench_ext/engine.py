@@ -143,7 +143,8 @@ def run_suite(
     if asked is not None and asked > there:
         hooks.message(f"note: n = {asked} test samples were asked for, {suite.data} has {there}")
     for name in context.left_out:
-        hooks.message(f"left out: {name} (not installed: pip install --no-deps torchattacks)")
+        why = "not installed: pip install --no-deps torchattacks" if "torchattacks" in name else "the data is not there"
+        hooks.message(f"left out: {name} ({why})")
     runner = _Runner(context, executor, workers, hooks)
     runner.run()
     unchanged = not runner.log.computed and not runner.log.trained and not runner.log.failures
@@ -203,10 +204,11 @@ class _Runner:
         self.log.reused += sum(done.values())
         ids = {cell: f"cell|{cell.model}|{cell.condition}|{cell.split}|{cell.chunk}" for cell in done}
         fits = {ids[cell] for cell, there in done.items() if not there and cell.split != "test"}
+        trains = {ids[cell] for cell, there in done.items() if not there and cell.split == "train"}
         for cell, there in done.items():
             if there:
                 continue
-            needs = {check.id} | (fits if cell.split == "test" else set())
+            needs = {check.id} | (fits if cell.split == "test" else trains if cell.split != "train" else set())
             if cell.split == "test" and cell.condition != CLEAN:
                 needs |= {ids[clean] for clean in self.context.clean_cells(cell) if not done[clean]}
             fields = (cell.model, cell.condition, cell.split, cell.chunk)

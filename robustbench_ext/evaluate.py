@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from robustbench_ext import fingerprint
-from robustbench_ext.attacks.base import build
 from robustbench_ext.conditions import Condition, Inputs, UnderAttack, is_available, labels_tensor, parse_conditions
 from robustbench_ext.data import Split, load_dataset
 from robustbench_ext.errors import ConfigError, DataError, unknown_name
@@ -56,7 +55,11 @@ class Context:
         self.folder = folder
         self.data = load_dataset(suite.data)
         available = [entry for entry in suite.conditions if is_available(entry)]
-        self.left_out = [str(e["attack"]) for e in suite.conditions if e not in available and isinstance(e, dict)]
+        self.left_out = [
+            str(e.get("attack") or e.get("outliers"))
+            for e in suite.conditions
+            if e not in available and isinstance(e, dict)
+        ]
         self.conditions = {c.label: c for c in parse_conditions(available)}
         self.probes = parse_probes(suite.detectors, suite.uq)
         self.taps = tuple(sorted({tap for probe in self.probes for tap in probe.taps()}))
@@ -65,6 +68,7 @@ class Context:
         self._readers: dict[str, Taps] = {}
         self._fitted: dict[tuple[str, str], Any] = {}
         self._splits: dict[tuple[str, str], Split] = {}
+        self._validations: dict[str, ValidationData] = {}
 
     # Models ----------------------------------------------------------------------------------------------------------
 
@@ -196,7 +200,10 @@ class Context:
 
     def validation(self, probe: Probe) -> ValidationData:
         """What a probe with `validate` chooses its parameters on."""
-        return ValidationData(probe.validate or {}, self.data, self.conditions.values())
+        if probe.label not in self._validations:
+            found = ValidationData(probe.validate or {}, self.data, self.conditions.values())
+            self._validations[probe.label] = found
+        return self._validations[probe.label]
 
     def probe_key(self, cell: Cell, probe: Probe) -> str:
         """The key of a probe's outputs in a cell."""

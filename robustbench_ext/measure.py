@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from robustbench_ext import detection_rows
 from robustbench_ext.conditions import Condition, UnderAttack
 from robustbench_ext.doubts import Attacked, access_of, doubts
 from robustbench_ext.evaluate import CLEAN, PREVIEWS, Cell, Context
-from robustbench_ext.metrics import METRICS, Estimate, audit, distance
+from robustbench_ext.metrics import METRICS, Estimate, audit, distance, energy, tails
 from robustbench_ext.metrics import calibration as cal
 from robustbench_ext.metrics import classification as cls
 from robustbench_ext.metrics import detection as det
@@ -22,9 +23,13 @@ from robustbench_ext.metrics.intervals import bootstrap_mean
 from robustbench_ext.numbers import format_number
 from robustbench_ext.probes import CLASSIFIER
 from robustbench_ext.results import Cost, Curve, Finding, Row, finite
+from robustbench_ext.validation import SPLIT as VALIDATION
+from robustbench_ext.validation import held_out
 
 Columns = dict[str, np.ndarray]
 HISTOGRAM_BINS = 40
+RIGHT = "classified correctly"  # the group of clean samples that attacks work on
+NAMED_CLASSES = 10  # of a group of classes; the others are counted
 
 
 @dataclass
@@ -47,6 +52,7 @@ class _Tables:
         self._context = context
         self.observations = lru_cache(maxsize=64)(self._observations)
         self.probe = lru_cache(maxsize=256)(self._probe)
+        self.calibration = lru_cache(maxsize=256)(self._calibration)
 
     def _cells(self, model: str, condition: str) -> list[Cell]:
         chunks = self._context.chunks(self._context.conditions[condition], "test")
@@ -64,6 +70,17 @@ class _Tables:
         probe = next(p for p in self._context.probes if p.label == label)
         keys = [self._context.probe_key(cell, probe) for cell in self._cells(model, condition)]
         return _join([self._context.store.load(key) for key in keys])
+
+    def _calibration(self, model: str, label: str) -> np.ndarray | None:
+        """A detector's scores of clean calibration samples that it has not chosen parameters on; None without a split."""
+        if not self._context.thresholds:
+            return None
+        probe = self._context.probe(label)
+        cells = self._context.fit_cells(model, VALIDATION)
+        if not all(self._context.is_done(cell) for cell in cells):
+            return None
+        scores = np.concatenate([self._context.store.load(self._context.probe_key(c, probe))["score"] for c in cells])
+        return scores if probe.validate is None else scores[held_out(len(scores))]
 
 
 def _join(parts: list[Columns]) -> Columns:
@@ -101,8 +118,9 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
                 _estimators(out, context, tables, model, condition)
             if _target(condition) != "none":
                 _targeted(out, tables, model, condition, columns)
-            if label != CLEAN:
-                _detectors(out, context, tables, model, condition)
+            _energies(out, tables, model, condition, columns)
+            _detectors(out, context, tables, model, condition)
+            _abstaining(out, context, tables, model, condition, columns)
             if condition.kind == "attack":
                 out.cost.append(
                     Cost(
@@ -139,13 +157,35 @@ def _row(model: str, condition: str, probe: str, metric: str, estimate: Estimate
 def _accuracies(
     out: Measured, context: Context, model: str, condition: str, name: str, right: np.ndarray, y: np.ndarray
 ) -> None:
-    """Overall, per class and worst class."""
+    """Overall, per class, worst class, and means over groups of classes."""
     classes = context.data.classes
     out.rows.append(_row(model, condition, CLASSIFIER, name, cls.accuracy(right)))
     for label, estimate in zip(classes, cls.per_class_accuracy(right, y, len(classes)), strict=True):
         out.rows.append(_row(model, condition, CLASSIFIER, name, estimate, group=label))
     worst, k = cls.worst_class_accuracy(right, y, len(classes))
     out.rows.append(_row(model, condition, CLASSIFIER, "worst_class_accuracy", worst, group=classes[k]))
+    balanced = tails.balanced_accuracy(right, y, len(classes))
+    out.rows.append(_row(model, condition, CLASSIFIER, "balanced_accuracy", balanced))
+    tail, lowest = tails.tail_accuracy(right, y, len(classes))
+    out.rows.append(_row(model, condition, CLASSIFIER, "tail30_accuracy", tail, group=_named(classes, lowest)))
+    for group, members in _shots(context).items():
+        estimate = tails.class_mean_accuracy(right, y, members)
+        out.rows.append(
+            _row(model, condition, CLASSIFIER, f"{group}_accuracy", estimate, group=_named(classes, members))
+        )
+
+
+def _shots(context: Context) -> dict[str, np.ndarray]:
+    """Groups of classes by their training samples, where the train split is there and imbalanced."""
+    if "train" not in context.data.splits:
+        return {}
+    return tails.class_groups(np.bincount(context.data["train"].labels, minlength=len(context.data.classes)))
+
+
+def _named(classes: Sequence[str], members: np.ndarray) -> str:
+    """`3 classes: cat, dog, owl`; of many classes only the first are named."""
+    names = [str(classes[k]) for k in members[:NAMED_CLASSES]] + ["..."] * (len(members) > NAMED_CLASSES)
+    return f"{len(members)} class{'' if len(members) == 1 else 'es'}: {', '.join(names)}"
 
 
 def _audited(out: Measured, context: Context, model: str, condition: str, columns: Columns) -> None:
@@ -247,6 +287,39 @@ def _targeted(out: Measured, tables: _Tables, model: str, condition: Condition, 
     out.rows.append(_row(model, condition.label, CLASSIFIER, "targeted_success", estimate))
 
 
+def _energies(out: Measured, tables: _Tables, model: str, condition: Condition, columns: Columns) -> None:
+    """Energies of clean inputs, and of attacked ones beside the same samples as they were.
+
+    Only of attacks that go on to the end and keep the input of highest loss (`stop: never`): the others return the first
+    misclassified input, or the nearest one, whose energies say where a search ended and not what an attack can do. Of the
+    samples those count that the attack worked on; the others would only draw the differences towards 0. So clean energies are
+    there twice: of all samples, and of those that are classified correctly, to compare attacked ones with.
+    """
+    full_length = (
+        isinstance(condition, UnderAttack) and condition.attack.stop == "never" and condition.attack.keep == "loss"
+    )
+    if condition.kind != CLEAN and not full_length:
+        return
+    natural = tables.observations(model, CLEAN)
+    before = energy.sample_energies(natural["logits"], natural["label"])
+
+    def rows(found: dict[str, Estimate], group: str | None = None) -> None:
+        out.rows.extend(_row(model, condition.label, CLASSIFIER, name, e, group=group) for name, e in found.items())
+
+    if condition.kind == CLEAN:
+        rows(energy.clean_metrics(before))
+        rows(energy.clean_metrics(before.of(correct(natural))), RIGHT)
+        return
+    mine = _eligible(tables, model, condition, columns)
+    before, after = before.of(mine), energy.sample_energies(columns["logits"], columns["label"]).of(mine)
+    rows(energy.attack_metrics(before, after))
+    if mine.any():
+        histograms = energy.energy_histograms(before, after)
+        data = {name: _rounded(values) for name, values in histograms.items()}
+        place = {"model": model, "condition": condition.label, "probe": CLASSIFIER}
+        out.curves.append(Curve(kind="energies", data=data, **place))
+
+
 def _estimators(out: Measured, context: Context, tables: _Tables, model: str, condition: Condition) -> None:
     labels = tables.observations(model, condition.label)["label"]
     for probe in context.probes:
@@ -261,22 +334,45 @@ def _detectors(out: Measured, context: Context, tables: _Tables, model: str, con
     chosen = np.ones(len(columns["label"]), dtype=bool)
     if condition.kind == "attack":
         chosen = columns["broken"] & correct(tables.observations(model, CLEAN))
-    for probe in context.probes:
-        if probe.kind != "detector":
-            continue
-        clean = tables.probe(model, CLEAN, probe.label)["score"]
-        unknown = tables.probe(model, condition.label, probe.label)["score"][chosen]
-        metrics = {"auroc": det.auroc(clean, unknown), **det.threshold_metrics(clean, unknown)}
-        for metric, estimate in metrics.items():
-            out.rows.append(
-                _row(model, condition.label, probe.label, metric, estimate, against=CLEAN, n_unknown=len(unknown))
-            )
+    scores = {
+        probe.label: detection_rows.Scores(
+            tables.probe(model, CLEAN, probe.label)["score"],
+            tables.probe(model, condition.label, probe.label)["score"][chosen],
+            tables.calibration(model, probe.label),
+        )
+        for probe in context.probes
+        if probe.kind == "detector"
+    }
+    if not scores:
+        return
+    if condition.kind == CLEAN:
+        for probe, metric, estimate, _ in detection_rows.false_alarms(scores):
+            out.rows.append(_row(model, CLEAN, probe, metric, estimate))
+        return
+    n_unknown = int(chosen.sum())
+    for probe, metric, estimate, extra in detection_rows.separation(scores):
+        fields = {"against": CLEAN, "n_unknown": n_unknown, **extra}
+        out.rows.append(_row(model, condition.label, probe, metric, estimate, **fields))
+    for probe, s in scores.items():
+        clean, unknown = s.clean, s.unknown
         if not len(unknown):
             continue
         fpr, tpr = det.roc_curve(clean, unknown)
-        place = {"model": model, "condition": condition.label, "probe": probe.label}
+        place = {"model": model, "condition": condition.label, "probe": probe}
         out.curves.append(Curve(kind="roc", data={"fpr": _rounded(fpr), "tpr": _rounded(tpr)}, **place))
         out.curves.append(Curve(kind="scores", data=_histogram(clean, unknown), **place))
+
+
+def _abstaining(
+    out: Measured, context: Context, tables: _Tables, model: str, condition: Condition, columns: Columns
+) -> None:
+    """What every detector is worth for selective prediction, where each sample has a verdict of its own."""
+    if condition.kind == "outliers" or condition.facts().get("minimum_norm") or "audit" in columns:
+        return
+    labels = [probe.label for probe in context.probes if probe.kind == "detector"]
+    scores = {label: tables.probe(model, condition.label, label)["score"] for label in labels}
+    for probe, metric, estimate, _ in detection_rows.abstaining(scores, correct(columns)):
+        out.rows.append(_row(model, condition.label, probe, metric, estimate))
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -1,7 +1,9 @@
 """Probes: what is read off the model per sample, beside its logits. Detectors give scores, estimators better logits.
 
 A probe is fitted on `train` (detectors) or `calibration` (estimators), never on `test`, and then read under every
-condition. It depends on observations alone, so it costs no pass through the model.
+condition. Most depend on observations alone and cost no pass through the model. A detector that reads inputs (a gradient,
+a second pass on changed inputs) is computed in the cell where the inputs are made; one that chooses its parameters on known
+and unknown inputs gets them from the calibration split (`robustbench_ext.validation`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_ext.attacks.adaptive import Scorer
 from robustbench_ext.attacks.base import build
@@ -21,6 +23,7 @@ from robustbench_ext.errors import ConfigError
 from robustbench_ext.models.observe import Observations
 
 CLASSIFIER = "classifier"
+Columns = dict[str, np.ndarray]
 
 
 class _Score:
@@ -38,8 +41,23 @@ class _Score:
 
 
 def scorer(fitted: Any) -> Scorer:
-    """What an adaptive attack brings down: a fitted detector's score (evasion), an estimator's lack of confidence."""
+    """What an adaptive attack brings down: a fitted detector's score (evasion), an estimator's lack of confidence.
+
+    Raises:
+        ConfigError: the detector's score has no gradient to follow.
+    """
+    if not getattr(fitted, "differentiable", True):
+        raise ConfigError(no_gradient(fitted.name))
     return _Score(fitted)
+
+
+def no_gradient(name: str) -> str:
+    """Why a detector cannot be attacked by gradient, and what to do instead."""
+    return (
+        f"adaptive: '{name}' has no gradient with respect to its inputs (it changes them by steps or rounding, or its code "
+        f"switches gradients off), so it cannot be attacked this way. Attack a detector that has one, such as energy or "
+        f"mahalanobis without eps: inputs that evade it often evade this one too, and all probes are read under it."
+    )
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,9 @@ class Probe:
     def fresh(self) -> Any:
         """A new, unfitted detector or estimator."""
         registry = DETECTORS if self.kind == "detector" else ESTIMATORS
-        return build(registry.load(self.name), self.name, dict(self.parameters))
+        family, _, variant = self.name.partition(":")
+        parameters = {"detector": variant} if variant else {}
+        return build(registry.load(family), self.name, {**parameters, **dict(self.parameters)})
 
     def spec(self) -> dict[str, Any]:
         """All that its outputs depend on, besides the observations."""
@@ -73,13 +93,28 @@ class Probe:
         taps: tuple[str, ...] = self.fresh().taps
         return taps
 
-    def fit(self, seen: Observations) -> Any:
-        """A fitted detector or estimator."""
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether its outputs need the inputs and the model, beside what was observed."""
+        return bool(getattr(self.fresh(), "reads_inputs", False))
+
+    @property
+    def validate(self) -> Mapping[str, Any] | None:
+        """The condition whose inputs it chooses its parameters on, as in a suite; None for most."""
+        validate: Mapping[str, Any] | None = getattr(self.fresh(), "validate", None)
+        return validate
+
+    def fit(self, seen: Observations, model: nn.Module | None = None, validation: Any = None) -> Any:
+        """A fitted detector or estimator; `model` and `validation` (`detectors.Validation`) where it asks for them."""
+        if self.kind == "detector":
+            return self.fresh().fit_observations(seen, model=model, validation=validation)
         return self.fresh().fit_observations(seen)
 
-    def read(self, fitted: Any, seen: Observations) -> dict[str, np.ndarray]:
-        """The probe's columns, one row per sample."""
+    def read(self, fitted: Any, seen: Observations, model: nn.Module | None = None, x: Tensor | None = None) -> Columns:
+        """The probe's columns, one row per sample; the model and its inputs where `reads_inputs`."""
         if self.kind == "detector":
+            if fitted.reads_inputs:
+                return {"score": fitted.score_inputs(model, x).numpy()}
             return {"score": fitted.score_observations(seen).numpy()}
         return {"logits": fitted.calibrate(seen).numpy()}
 
@@ -99,7 +134,7 @@ def parse_probes(detectors: Sequence[Any], estimators: Sequence[Any]) -> list[Pr
                 )
             name = str(options.pop("name"))
             label = str(options.pop("label", name))
-            registry.get(name)
+            registry.get(name.partition(":")[0])
             probe = Probe(label, kind, split, name, tuple(sorted(options.items())))
             probe.fresh()  # unknown parameters are an error now, not after an hour of attacks
             if label == CLASSIFIER or any(p.label == label for p in probes):

@@ -53,10 +53,11 @@ class Curve(_Part):
     """Numbers behind a figure; `data` holds lists of equal length.
 
     Attributes:
-        kind: "reliability", "scores", "roc", or "robust-accuracy" (against eps, from a minimum-norm attack).
+        kind: "reliability", "scores", "roc", "robust-accuracy" (against eps, from a minimum-norm attack), or "energies"
+            (histograms of natural and attacked inputs, marginal and joint).
     """
 
-    kind: Literal["reliability", "scores", "roc", "robust-accuracy"]
+    kind: Literal["reliability", "scores", "roc", "robust-accuracy", "energies"]
     model: str
     condition: str
     probe: str

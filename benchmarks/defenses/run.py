@@ -33,7 +33,7 @@ PGD, AUDIT, WORST = f"pgd Linf {EPS}", f"audited Linf {EPS}", f"worst case Linf 
 CONDITIONS = [
     "clean",
     {"attack": "pgd", "eps": EPS, "steps": 40, "step_size": 0.025, "stop": "never"},
-    {"attack": "audited", "eps": EPS, "widening": 1.5},
+    {"attack": "audited", "eps": EPS, "widening": 2},
 ]
 PRESET = "mnist5k-small-cnn"
 

@@ -104,7 +104,7 @@ def plan(
     Raises:
         ConfigError: an unknown name or option.
     """
-    own = {"name": recipe} if isinstance(recipe, str) else dict(recipe)
+    own: dict[str, Any] = {"name": recipe} if isinstance(recipe, str) else dict(recipe)
     name = own.pop("name", None)
     found = preset(str(name), defense) if name else Preset()
     if isinstance(own.get("augmentation"), Mapping) and isinstance(found.recipe.get("augmentation"), Mapping):

@@ -29,7 +29,12 @@ def _recipes() -> list[dict[str, Any]]:
     files = sorted(RECIPES.glob("*.yaml"))
     read = ((file.stem, yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files)
     return [
-        {"kind": "recipes", "name": name, "summary": f"{r['title']}: {', '.join(r['methods'])}", "network": r["network"]}
+        {
+            "kind": "recipes",
+            "name": name,
+            "summary": f"{r['title']}: {', '.join(r['methods'])}",
+            "network": r["network"],
+        }
         for name, r in read
     ]
 

@@ -27,7 +27,7 @@ def train(
         [],
         "--set",
         help="Option of the defense, the recipe or (net.) the network: beta=6, epochs=30, eps=8/255, net.width=32, "
-        "'augmentation={crop: 4, flip: true}' (in quotes). recipe. in front names the recipe's where both have one. Repeatable.",
+        "'augmentation={crop: 4, flip: true}' (in quotes). recipe. in front means the recipe where both have one. Repeatable.",
     ),
 ) -> None:
     """Train a model and keep its best epoch, judged on the calibration split.

@@ -3,7 +3,8 @@
 Every function takes the number of samples and the shape (C, H, W) and returns a split with labels -1. A sample is a
 function of its index alone, so a larger set contains a smaller one.
 
-Letters and symbols are *near* outliers of digit data (strokes on a plain ground), photographs and noise are *far*.
+Letters and symbols are *near* outliers of digit data (strokes on a plain ground), photographs and noise are *far*. Any
+dataset can serve as well (`from_dataset`): its test split, resized.
 O, I, l, Z, S, B and small b, g, q are left out of the letters: many a reader takes them for digits.
 """
 
@@ -17,9 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustbench_ext.data.base import ArraySplit, Split
+from robustbench_ext.data.loading import load_dataset
+from robustbench_ext.fingerprint import hash_strings
 from robustbench_ext.randomness import SampleRandom
 
 Shape = tuple[int, int, int]
+DISTANCE = {"letters": "near", "symbols": "near", "photos": "far", "uniform-noise": "far", "gaussian-noise": "far"}
 
 _LETTERS = "ACDEFGHJKLMNPQRTUVWXYacdefhjkmnprtuvwxy"
 _SYMBOLS = "←↑→↓↔↕⇒⇔∀∂∃∅∇∈∉∏∑√∝∞∠∧∩∪∫≈≠≡⊂⊃⊕⊗⊥△▽◇★☆♠♣♥♦♪✓✗§¶#&%@?{}"
@@ -126,3 +130,31 @@ def uniform_noise(n: int, shape: Shape) -> Split:
 def gaussian_noise(n: int, shape: Shape) -> Split:
     """Every value independent, N(0.5, 0.25), clipped to [0, 1]."""
     return _split("gaussian-noise", 0.5 + 0.25 * _random("gaussian-noise", n).normal(shape))
+
+
+class Foreign(Split):
+    """The samples of another dataset as outliers: labels -1, resized with anti-aliasing, grey or coloured as asked for."""
+
+    def __init__(self, parent: Split, shape: Shape, source: str) -> None:
+        self._parent, self._shape, self._source = parent, shape, source
+        self.labels = np.full(len(parent), -1, dtype=np.int64)
+        self.ids = np.asarray([f"{source}:{i}" for i in parent.ids.tolist()], dtype=np.str_)
+
+    def images(self, index: np.ndarray | slice) -> Tensor:
+        x = self._parent.images(index)
+        channels, height, width = self._shape
+        if x.shape[1] == 3 and channels == 1:
+            x = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
+        elif x.shape[1] == 1:
+            x = x.expand(-1, channels, -1, -1)
+        if x.shape[2:] != (height, width):
+            x = F.interpolate(x, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        return x.clamp(0, 1).contiguous()
+
+    def fingerprint(self) -> str:
+        return hash_strings([self._parent.fingerprint(), *self.ids.tolist(), *map(str, self._shape)])
+
+
+def from_dataset(spec: str, n: int, shape: Shape) -> Split:
+    """The first n test samples of a dataset (all where there are fewer), for `{outliers: "torchvision:SVHN"}`."""
+    return Foreign(load_dataset(spec)["test"].take(n), shape, spec)

@@ -27,10 +27,7 @@ def auroc(clean: np.ndarray, unknown: np.ndarray) -> Estimate:
     require("AUROC clean", scores=clean)
     require("AUROC unknown", scores=unknown)
     n0, n1 = len(clean), len(unknown)
-    ranks = _midranks(np.concatenate([clean, unknown]))
-    # Placements: for each sample the share of the other group on its right side.
-    placed1 = (ranks[n0:] - _midranks(unknown)) / n0
-    placed0 = 1.0 - (ranks[:n0] - _midranks(clean)) / n1
+    placed0, placed1 = placements(np.sort(clean), np.sort(unknown))
     value = float(placed1.mean())
     variance = (placed1.var(ddof=1) / n1 if n1 > 1 else 0.0) + (placed0.var(ddof=1) / n0 if n0 > 1 else 0.0)
     z = -float(ndtri((1 - LEVEL) / 2))
@@ -41,10 +38,32 @@ def auroc(clean: np.ndarray, unknown: np.ndarray) -> Estimate:
     return Estimate(value, float(expit(centre - half)), float(expit(centre + half)), "DeLong, logit", n0 + n1)
 
 
-def _midranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; tied values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+def placements(clean: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each clean sample the share of unknown ones above it, for each unknown one that of clean ones below; ties half.
+
+    Both means are the AUROC, and DeLong's variance is that of these shares. In the order of the samples.
+    """
+    c, u = np.sort(clean), np.sort(unknown)
+    above = 1.0 - (np.searchsorted(u, clean, "left") + np.searchsorted(u, clean, "right")) / (2.0 * len(u))
+    below = (np.searchsorted(c, unknown, "left") + np.searchsorted(c, unknown, "right")) / (2.0 * len(c))
+    return above, below
+
+
+def area(clean: np.ndarray, unknown: np.ndarray) -> float:
+    """The AUROC alone, without an interval."""
+    require("AUROC clean", scores=clean)
+    require("AUROC unknown", scores=unknown)
+    u = np.sort(unknown)
+    ranks = np.searchsorted(u, np.sort(clean), "left") + np.searchsorted(u, np.sort(clean), "right")
+    return float(1.0 - ranks.mean() / (2.0 * len(u)))
+
+
+def tnr_at_95(clean: np.ndarray, unknown: np.ndarray) -> float:
+    """Share of unknown samples above the lowest threshold that keeps at least 95 % of the clean ones (TNR at 95 % TPR)."""
+    require("TNR clean", scores=clean)
+    require("TNR unknown", scores=unknown)
+    kept = math.ceil(TPR * len(clean) - 1e-9)
+    return float(np.mean(unknown > np.sort(clean)[kept - 1]))
 
 
 def _newcombe(value: float, n0: int, n1: int, z: float) -> tuple[float, float]:
@@ -104,45 +123,60 @@ def _fpr(clean: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     return np.asarray((np.take_along_axis(below1, first, axis=1) / below1[:, -1:])[:, 0])
 
 
+def _detection_accuracy(clean: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+    """Max over thresholds of (detected unknown + accepted clean) / 2, from counts at or above each distinct score."""
+    gain = unknown / unknown[:, -1:] - clean / clean[:, -1:]
+    return np.asarray(0.5 + 0.5 * np.maximum(gain.max(axis=1), 0.0))
+
+
+THRESHOLD_METRICS = ("aupr_out", "aupr_in", "fpr95", "tnr95", "detection_accuracy")
+
+
 def threshold_metrics(clean: np.ndarray, unknown: np.ndarray) -> dict[str, Estimate]:
-    """`aupr_out`, `aupr_in` and `fpr95`, each with a stratified bootstrap interval."""
+    """`aupr_out`, `aupr_in`, `fpr95`, `tnr95` and `detection_accuracy`, each with a stratified bootstrap interval.
+
+    Known inputs are the positives of "95 % TPR". Detection accuracy takes its best threshold on the very samples that it is
+    measured on, so it is optimistic; 0.5 is chance.
+    """
     if not len(unknown):
-        undefined = Estimate.undefined(0, "no unknown inputs (no attack succeeded)")
-        return {"aupr_out": undefined, "aupr_in": undefined, "fpr95": undefined}
+        return dict.fromkeys(THRESHOLD_METRICS, Estimate.undefined(0, "no unknown inputs (no attack succeeded)"))
     require("detection clean", scores=clean)
     require("detection unknown", scores=unknown)
     counts = _Thresholds(clean, unknown)
 
-    def all_three(w0: np.ndarray, w1: np.ndarray) -> np.ndarray:
+    def all_of_them(w0: np.ndarray, w1: np.ndarray) -> np.ndarray:
         zeros, ones = counts.cumulative(w0, w1)
         return np.stack(
             [
                 _average_precision(ones, zeros),
                 _average_precision(_from_below(zeros), _from_below(ones)),
                 _fpr(zeros, ones),
+                _detection_accuracy(zeros, ones),
             ]
         )
 
     sizes = (len(clean), len(unknown))
-    point = all_three(np.ones((1, sizes[0])), np.ones((1, sizes[1])))[:, 0]
-    # One pass over the resamples serves all three.
-    drawn = np.concatenate([all_three(w0, w1) for w0, w1 in resamples(sizes)], axis=1)
+    point = all_of_them(np.ones((1, sizes[0])), np.ones((1, sizes[1])))[:, 0]
+    # One pass over the resamples serves all of them.
+    drawn = np.concatenate([all_of_them(w0, w1) for w0, w1 in resamples(sizes)], axis=1)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     method = f"bootstrap ({REPEATS})"
     found = {
         name: Estimate(float(point[i]), float(low[i]), float(high[i]), method, sum(sizes))
-        for i, name in enumerate(("aupr_out", "aupr_in", "fpr95"))
+        for i, name in ((0, "aupr_out"), (1, "aupr_in"), (3, "detection_accuracy"))
     }
+    for i, name in ((0, "aupr_out"), (1, "aupr_in"), (3, "detection_accuracy")):
+        if sizes[1] < 2 or low[i] == high[i]:
+            reason = "fewer than two unknown inputs" if sizes[1] < 2 else "perfect separation: no resample differs"
+            found[name] = Estimate(float(point[i]), math.nan, math.nan, "none", sum(sizes), reason)
     # No resample can show what no sample shows: with few unknown inputs "0 of 10" must not look certain. So the interval
     # of the FPR also covers Wilson's at the observed threshold, and where nothing varies the others have none.
     below, above = wilson(round(point[2] * sizes[1]), sizes[1])
     ends = min(float(low[2]), below), max(float(high[2]), above)
-    found["fpr95"] = Estimate(float(point[2]), *ends, f"{method} or Wilson, the wider", sum(sizes))
-    for i, name in enumerate(("aupr_out", "aupr_in")):
-        if sizes[1] < 2 or low[i] == high[i]:
-            reason = "fewer than two unknown inputs" if sizes[1] < 2 else "perfect separation: no resample differs"
-            found[name] = Estimate(float(point[i]), math.nan, math.nan, "none", sum(sizes), reason)
-    return found
+    both = f"{method} or Wilson, the wider"
+    found["fpr95"] = Estimate(float(point[2]), *ends, both, sum(sizes))
+    found["tnr95"] = Estimate(1.0 - float(point[2]), 1.0 - ends[1], 1.0 - ends[0], both, sum(sizes))
+    return {name: found[name] for name in THRESHOLD_METRICS}
 
 
 def roc_curve(clean: np.ndarray, unknown: np.ndarray, points: int = 101) -> tuple[np.ndarray, np.ndarray]:

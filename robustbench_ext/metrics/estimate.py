@@ -74,6 +74,66 @@ METRICS: dict[str, MetricInfo] = {
         True,
         True,
     ),
+    "balanced_accuracy": MetricInfo(
+        "mean over classes",
+        "The mean of all classes' accuracies, each class counting the same. Under attacks: of their robust accuracies.",
+        True,
+        True,
+    ),
+    "tail30_accuracy": MetricInfo(
+        "tail 30 %",
+        "The mean accuracy of the ceil(0.3 K) classes that this model classifies worst under this condition (robust accuracy "
+        "under attacks). Picking the lowest of noisy estimates biases the value downwards; the interval is for the lowest true "
+        "accuracies, whichever classes have them, and allows for the selection.",
+        True,
+        True,
+    ),
+    "many_shot_accuracy": MetricInfo(
+        "many shot", "The mean accuracy of the classes with more than 100 training samples.", True, True
+    ),
+    "medium_shot_accuracy": MetricInfo(
+        "medium shot", "The mean accuracy of the classes with 20 to 100 training samples.", True, True
+    ),
+    "few_shot_accuracy": MetricInfo(
+        "few shot", "The mean accuracy of the classes with fewer than 20 training samples.", True, True
+    ),
+    "head_accuracy": MetricInfo(
+        "head",
+        "The mean accuracy of the classes with the larger number of training samples, where there are just two such numbers.",
+        True,
+        True,
+    ),
+    "tail_accuracy": MetricInfo(
+        "tail",
+        "The mean accuracy of the classes with the smaller number of training samples, where there are just two such numbers.",
+        True,
+        True,
+    ),
+    "energy_marginal": MetricInfo(
+        "E(x)",
+        "Mean marginal energy -logsumexp f(x) of the condition's inputs; of an attack, of the samples that it worked on "
+        "(classified correctly clean, and not of the target class). High = unlike the training data. Levels of different "
+        "networks cannot be compared.",
+        None,
+        False,
+    ),
+    "energy_joint": MetricInfo(
+        "E(x, y)",
+        "Mean joint energy -f(x)[y] of the true class, over the same samples. E(x, y) - E(x) is the cross-entropy.",
+        None,
+        False,
+    ),
+    "delta_energy": MetricInfo(
+        "ΔE(x)",
+        "Mean of E(natural) - E(attacked), paired, over the samples that the attack worked on. Positive: attacked inputs look "
+        "more like the training data.",
+        None,
+        False,
+    ),
+    "abs_delta_energy": MetricInfo("|ΔE(x)|", "Mean of |E(natural) - E(attacked)| over the same samples.", None, False),
+    "delta_energy_joint": MetricInfo(
+        "ΔE(x, y)", "Mean of E(natural, y) - E(attacked, y), paired, over the same samples.", None, False
+    ),
     "ece": MetricInfo(
         "ECE",
         "Expected calibration error: mean over 15 equal-width bins (right-closed) of |accuracy - confidence|, weighted "
@@ -100,6 +160,56 @@ METRICS: dict[str, MetricInfo] = {
         "positive, as in the Mahalanobis, ODIN and energy papers; OpenOOD has it the other way round).",
         False,
         True,
+    ),
+    "tnr95": MetricInfo(
+        "TNR@95",
+        "One minus FPR@95: share of unknown inputs rejected where 95 % of the clean ones are accepted.",
+        True,
+        True,
+    ),
+    "detection_accuracy": MetricInfo(
+        "detection accuracy",
+        "The most, over all thresholds, of (share of unknown inputs detected + share of clean inputs accepted) / 2. The "
+        "threshold is chosen on the very samples, so it is optimistic; 0.5 is chance.",
+        True,
+        True,
+    ),
+    "auroc_gain": MetricInfo(
+        "AUROC gain",
+        "AUROC minus that of the suite's first detector (named under `against`), on the same samples: paired DeLong interval.",
+        True,
+        True,
+    ),
+    "auroc_gain_p": MetricInfo(
+        "p of the gain",
+        "Two-sided p-value of an AUROC gain of 0 (paired DeLong), corrected by Holm's method for the number of detectors "
+        "compared under this condition.",
+        None,
+        False,
+    ),
+    "false_alarms": MetricInfo(
+        "false alarms",
+        "Share of clean test inputs with a conformal p-value of at most 0.05, from clean calibration samples: at most 5 % are "
+        "to be expected, whatever the detector.",
+        False,
+        True,
+    ),
+    "alarms": MetricInfo(
+        "alarms",
+        "Share of the condition's inputs (of an attack: those that fooled the classifier) with a conformal p-value of at most "
+        "0.05: what the detector catches at a false-alarm rate of at most 5 %.",
+        True,
+        True,
+    ),
+    "aurc": MetricInfo(
+        "AURC",
+        "Area under the risk-coverage curve: mean error rate over all coverages when the least suspicious samples are answered "
+        "first; ties take their expectation.",
+        False,
+        True,
+    ),
+    "e_aurc": MetricInfo(
+        "E-AURC", "AURC minus the least that is possible with as many errors: 0 is a perfect order.", False, True
     ),
     "audited_accuracy": MetricInfo(
         "robust accuracy here",

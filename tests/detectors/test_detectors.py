@@ -1,43 +1,59 @@
-"""Detectors: exact invariants, an independent implementation of Mahalanobis, faults."""
+"""What all detectors keep, and the ones on logits: exact invariants, faults, the public face."""
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
-from detectors import MSP, Energy, Mahalanobis
-from detectors.energy import marginal_energy
-from detectors.mahalanobis import TiedGaussian
+from detectors import (
+    ASH,
+    DICE,
+    KNN,
+    MSP,
+    ODIN,
+    Energy,
+    Entropy,
+    FeatureSqueezing,
+    GradNorm,
+    KLMatching,
+    Mahalanobis,
+    MarginalMahalanobis,
+    MaxLogit,
+    ReAct,
+    RelativeMahalanobis,
+    Validation,
+    ViM,
+)
+from detectors.entropy import entropy
 from detectors.msp import msp_score
-from robustbench_ext.errors import ConfigError, DataError, NotFittedError
-from robustbench_ext.models import Observations
+from robustbench_ext.attacks import build_attack
+from robustbench_ext.attacks.adaptive import Adaptive
+from robustbench_ext.catalog import DETECTORS
+from robustbench_ext.errors import ConfigError, DataError, ModelError, NotFittedError
+from robustbench_ext.models import observe
+from robustbench_ext.models.energy import marginal_energy
+from robustbench_ext.probes import scorer
+from robustbench_ext.testing import check_detector
 
-TAP = "penultimate"
-
-
-def seen(features, labels=None, classes=3):
-    labels = torch.zeros(len(features), dtype=torch.int64) if labels is None else labels
-    return Observations(torch.zeros(len(features), classes), labels, {TAP: features.float()})
-
-
-def mixture(n=600, d=6, classes=3, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    root = torch.randn(d, d, generator=g)
-    labels = torch.arange(n) % classes
-    means = 3 * torch.randn(classes, d, generator=g)
-    return torch.randn(n, d, generator=g) @ root + means[labels] + 5, labels
-
-
-def reference(train, labels, features, pinv=True):
-    """Mahalanobis straight from its definition, in numpy."""
-    f, y, x = train.double().numpy(), labels.numpy(), features.double().numpy()
-    means = np.stack([f[y == c].mean(0) for c in np.unique(y)])
-    centred = f - means[y]
-    precision = np.linalg.pinv(centred.T @ centred / len(f), rcond=1e-10, hermitian=True)
-    return np.stack([np.einsum("nd,de,ne->n", x - m, precision, x - m) for m in means], axis=1)
-
-
-# MSP and energy ------------------------------------------------------------------------------------------------------
+EVERY = [
+    MSP(),
+    MaxLogit(),
+    Entropy(),
+    Energy(),
+    Energy(temperature=2, suspect="high", reading="joint"),
+    KLMatching(),
+    Mahalanobis(),
+    Mahalanobis(inverse="shrinkage"),
+    RelativeMahalanobis(),
+    MarginalMahalanobis(),
+    KNN(k=10),
+    ViM(),
+    ReAct(),
+    DICE(),
+    ASH(),
+    GradNorm(),
+    ODIN(),
+    FeatureSqueezing(),
+]
 
 
 def test_msp_is_one_minus_the_maximum_probability_without_rounding_to_zero():
@@ -69,123 +85,136 @@ def test_energy_identities():
     assert torch.allclose(gradient, -(f / 2).softmax(1), atol=1e-12)
 
 
-# Mahalanobis ---------------------------------------------------------------------------------------------------------
+def test_entropy_and_max_logit():
+    f = torch.randn(20, 5)
+    p = f.double().softmax(1)
+    assert torch.allclose(entropy(f), -(p * p.log()).sum(1), atol=1e-12)
+    assert torch.allclose(entropy(torch.zeros(1, 5)), torch.tensor([np.log(5)]).double())
+    assert entropy(torch.tensor([[1e4, 0.0]])).item() == 0  # no 0 log 0
+    seen = observe_logits(f)
+    assert torch.equal(MaxLogit().score_observations(seen), Energy(reading="joint").score_observations(seen))
+    low = Energy(suspect="low").score_observations(seen)
+    assert torch.equal(low, -Energy().score_observations(seen))
 
 
-def test_mahalanobis_equals_its_definition():
-    train, labels = mixture()
-    new, _ = mixture(80, seed=1)
-    detector = Mahalanobis().fit_observations(seen(train, labels))
-    expected = reference(train, labels, new)
-    np.testing.assert_allclose(detector.distances(new).numpy(), expected, rtol=1e-6)
-    np.testing.assert_allclose(detector.score_observations(seen(new)).numpy(), expected.min(1), rtol=1e-6)
+def observe_logits(f):
+    from robustbench_ext.models import Observations
+
+    return Observations(f, torch.zeros(len(f), dtype=torch.int64))
 
 
-def test_singular_covariance_is_the_normal_case():
-    train, labels = mixture(d=6)
-    dead = torch.cat([train, torch.zeros(len(train), 2), train[:, :1] * 2], dim=1)  # two dead units, one copy
-    detector = Mahalanobis().fit_observations(seen(dead, labels))
-    assert detector.rank == 6
-    np.testing.assert_allclose(detector.distances(dead).numpy(), reference(dead, labels, dead), rtol=1e-5, atol=1e-8)
-    # Directions that the training data never use: ignored by the pseudo-inverse, punished by shrinkage.
-    moved = dead.clone()
-    moved[:, 6] += 100
-    assert torch.allclose(detector.distances(moved), detector.distances(dead))
-    shrunk = Mahalanobis(inverse="shrinkage", shrinkage=1e-3).fit_observations(seen(dead, labels))
-    assert (shrunk.distances(moved) > 10 * shrunk.distances(dead) + 10).all()
-    assert shrunk.rank == 9
-
-
-def test_mean_own_class_distance_on_training_data_is_the_rank():
-    train, labels = mixture()
-    detector = Mahalanobis().fit_observations(seen(train, labels))
-    own = detector.distances(train).gather(1, labels[:, None])
-    assert float(own.mean()) == pytest.approx(6, abs=1e-6)
-
-
-def test_affine_invariance_permutation_and_batch_independence():
-    train, labels = mixture()
-    new, _ = mixture(50, seed=2)
-    base = Mahalanobis().fit_observations(seen(train, labels)).distances(new)
-    a, b = torch.randn(6, 6, generator=torch.Generator().manual_seed(3)) + 2 * torch.eye(6), torch.arange(6.0)
-    other = Mahalanobis().fit_observations(seen(train @ a + b, labels)).distances(new @ a + b)
-    np.testing.assert_allclose(other.numpy(), base.numpy(), rtol=2e-4)  # float32 features in, condition number ~ 1e2
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(4))
-    shuffled = Mahalanobis().fit_observations(seen(train[order], labels[order])).distances(new)
-    np.testing.assert_allclose(shuffled.numpy(), base.numpy(), rtol=1e-8)
-    renamed = Mahalanobis().fit_observations(seen(train, (labels + 1) % 3)).distances(new)
-    np.testing.assert_allclose(renamed[:, [1, 2, 0]].numpy(), base.numpy(), rtol=1e-8)
-    detector = Mahalanobis().fit_observations(seen(train, labels))
-    rows = torch.cat([detector.score_observations(seen(new[i : i + 1])) for i in range(len(new))])
-    np.testing.assert_allclose(rows.numpy(), detector.score_observations(seen(new)).numpy(), rtol=1e-9)
-
-
-def test_streaming_fit_survives_large_means():
-    train, labels = mixture()
-    far = train.double() + 1e6
-    gaussian = TiedGaussian(3)
-    for start in range(0, 600, 37):
-        gaussian.update(far[start : start + 37], labels[start : start + 37])
-    counts, means, covariance = gaussian.finish()
-    assert counts.tolist() == [200, 200, 200]
-    for c in range(3):
-        assert torch.allclose(means[c], far[labels == c].mean(0), rtol=1e-12)
-    centred = far - torch.stack([far[labels == c].mean(0) for c in range(3)])[labels]
-    # Doubles of size 1e6 carry 1e-10 of absolute error, next to entries of order 10.
-    assert torch.allclose(covariance, centred.T @ centred / 600, atol=1e-7)
-
-
-def test_own_class_distances_follow_the_chi_square_law():
-    train, labels = mixture(n=5000)
-    own = Mahalanobis().fit_observations(seen(train, labels)).distances(train).gather(1, labels[:, None])[:, 0]
-    assert stats.kstest(own.numpy(), stats.chi2(6).cdf).pvalue > 1e-3
-
-
-def test_a_class_without_samples_is_left_out():
-    train, labels = mixture(classes=2)
-    detector = Mahalanobis().fit_observations(seen(train, labels, classes=5))
-    assert detector.distances(train).shape == (600, 2)
-
-
-# The public face -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "detector", [MSP(), Energy(), Mahalanobis(), Mahalanobis(inverse="shrinkage")], ids=lambda d: d.name
-)
+@pytest.mark.parametrize("detector", EVERY, ids=lambda d: f"{d.name}-{getattr(d, 'inverse', '')}")
 def test_fit_and_score_on_a_model(detector, digits_model, digits):
     train, test = digits["train"], digits["test"]
     y = torch.from_numpy(train.labels)
+    before = {name: value.clone() for name, value in digits_model.state_dict().items()}
     detector.fit(digits_model, train.images(slice(None)), y)
     known = detector.score(test.images(slice(None)))
     noise = detector.score(torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     assert known.shape == (len(test),)
     assert known.dtype == torch.float64
+    assert bool(torch.isfinite(known).all())
     assert float(noise.median()) > float(known.median())  # higher = more unknown
-    assert torch.allclose(detector.score(test.images(slice(None)), batch_size=7), known, rtol=1e-3, atol=1e-6)
+    assert torch.allclose(detector.score(test.images(slice(None)), batch_size=7), known, rtol=1e-3, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in digits_model.state_dict().items())
     with pytest.raises(DataError, match="expected"):
         detector.score(torch.rand(2, 1, 8, 8) - 3)
 
 
-def test_faults_are_explained():
-    with pytest.raises(NotFittedError, match="before"):
-        Mahalanobis().score(torch.rand(2, 1, 8, 8))
-    with pytest.raises(NotFittedError, match="before"):
-        Mahalanobis().score_observations(seen(torch.rand(2, 3)))
-    train, labels = mixture()
-    with pytest.raises(DataError, match="NaN"):
-        Mahalanobis().fit_observations(seen(train * float("nan"), labels))
-    with pytest.raises(DataError, match="no covariance"):
-        Mahalanobis().fit_observations(seen(torch.ones(10, 4), torch.arange(10) % 3))
-    with pytest.raises(DataError, match="at least two labelled samples"):
-        Mahalanobis().fit_observations(seen(train, labels - 1))
-    with pytest.raises(DataError, match="missing"):
-        Mahalanobis().fit_observations(Observations(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)))
-    with pytest.raises(DataError, match="no covariance"):  # constant per class, up to rounding
-        Mahalanobis().fit_observations(seen(0.1 * torch.eye(3)[torch.arange(30) % 3] + 7.3, torch.arange(30) % 3))
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        Mahalanobis(inverse="shrinkage", shrinkage=2)
-    with pytest.raises(ConfigError, match="pseudo, shrinkage"):
-        Mahalanobis(inverse="cholesky")
-    with pytest.raises(ConfigError, match="> 0"):
-        Energy(temperature=0)
+@pytest.mark.parametrize("detector", EVERY, ids=lambda d: f"{d.name}-{getattr(d, 'inverse', '')}")
+def test_conformance(detector):
+    # There are 48 samples of 128 features.
+    options = {"knn": {"k": 5}, "vim": {"dim": 16}}.get(detector.name, {})
+    check_detector(type(detector)(**options))
+
+
+def test_every_registered_detector_is_tested_here():
+    tested = {d.name for d in EVERY} | {"pytorch-ood"}  # the adapter has tests of its own
+    assert {entry.name for entry in DETECTORS} == tested
+
+
+@pytest.mark.parametrize("detector", [d for d in EVERY if not d.reads_inputs], ids=lambda d: d.name)
+def test_scores_of_observations_equal_scores_of_inputs_and_have_a_gradient(detector, digits_model, digits):
+    x, y = digits["test"].images(slice(0, 50)), torch.from_numpy(digits["test"].labels[:50])
+    train = digits["train"]
+    detector.fit(digits_model, train.images(slice(None)), torch.from_numpy(train.labels))
+    seen = observe(digits_model, x, y, detector.taps)
+    assert torch.allclose(detector.score_observations(seen), detector.score(x), rtol=1e-6, atol=1e-9)
+    assert detector.differentiable
+    leaf = type(seen)(seen.logits.requires_grad_(), y, {k: v.requires_grad_() for k, v in seen.features.items()})
+    found = torch.autograd.grad(
+        detector.score_observations(leaf).sum(), [leaf.logits, *leaf.features.values()], allow_unused=True
+    )
+    assert any(g is not None and bool(g.abs().sum() > 0) for g in found)
+    assert all(g is None or bool(torch.isfinite(g).all()) for g in found)
+
+
+@pytest.mark.parametrize("detector", [d for d in EVERY if not d.reads_inputs], ids=lambda d: d.name)
+def test_an_attacker_who_knows_of_it_lowers_the_score(detector, digits_model, digits, digits_test):
+    x, y, ids = (v[:40] for v in digits_test)
+    train = digits["train"]
+    detector.fit(digits_model, train.images(slice(None)), torch.from_numpy(train.labels))
+    plain = build_attack("pgd", eps=0.2, steps=20, stop="never")(digits_model, x, y, ids=ids)
+    knowing = Adaptive(eps=0.2, steps=40, scorer=scorer(detector))(digits_model, x, y, ids=ids)
+    both = plain.broken & knowing.broken & (plain.norms > 0) & (knowing.norms > 0)
+    assert int(both.sum()) > 25
+    lower = detector.score(knowing.x_adv[both]) <= detector.score(plain.x_adv[both]) + 1e-6
+    assert float(lower.float().mean()) > 0.7
+
+
+def test_faults_are_explained(digits_model):
+    for detector in (Mahalanobis(), KNN(), ViM(), ReAct(), KLMatching()):
+        with pytest.raises(NotFittedError, match="before"):
+            detector.score(torch.rand(2, 1, 8, 8))
+        with pytest.raises(NotFittedError, match="before"):
+            detector.score_observations(observe(digits_model, torch.rand(2, 1, 8, 8), torch.zeros(2), detector.taps))
+    with pytest.raises(ConfigError, match="need the inputs and the model"):
+        ODIN().score_observations(observe_logits(torch.zeros(2, 3)))
+    train = observe(digits_model, torch.rand(30, 1, 8, 8), torch.zeros(30, dtype=torch.int64), ("penultimate",))
+    with pytest.raises(ConfigError, match="model=model"):
+        ViM().fit_observations(train)
+    with pytest.raises(DataError, match="only 30 training samples"):
+        KNN(k=31).fit_observations(train)
+    with pytest.raises(DataError, match="fewer than the 64 features"):
+        ViM(dim=64).fit_observations(train, model=digits_model)
+    for make, message in (
+        (lambda: Energy(temperature=0), "> 0"),
+        (lambda: Energy(reading="free"), "marginal, joint, delta"),
+        (lambda: Energy(temperature=[1, 2]), "validate"),
+        (lambda: ODIN(eps=[0, 0.1]), "validate"),
+        (lambda: ODIN(eps=-0.1), ">= 0"),
+        (lambda: ReAct(quantile=2), "quantile"),
+        (lambda: DICE(sparsity=1), "sparsity"),
+        (lambda: ASH(variant="x"), "s, p, b"),
+        (lambda: KNN(k=0), "k"),
+        (lambda: KNN(k=2.5), "whole"),
+        (lambda: ViM(dim=1.5), "whole"),
+        (lambda: GradNorm(temperature=-1), "> 0"),
+        (lambda: FeatureSqueezing(bits=0, window=0), "nothing would change"),
+        (lambda: FeatureSqueezing(bits=9), "bits <= 8"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make()
+    with pytest.raises(DataError, match="at least 10 of each"):
+        Validation(torch.rand(20, 1, 8, 8), torch.rand(9, 1, 8, 8))
+    with pytest.raises(DataError, match="tnr95, auroc"):
+        Validation(torch.rand(20, 1, 8, 8), torch.rand(20, 1, 8, 8), "accuracy")
+
+
+def test_a_head_that_is_not_linear_is_refused(digits_model, digits):
+    class Behind(torch.nn.Module):
+        def __init__(self, inner, change):
+            super().__init__()
+            self.inner, self.change = inner, change
+
+        def forward(self, x):
+            return self.change(self.inner(x))
+
+    x, y = digits["train"].images(slice(0, 200)), torch.from_numpy(digits["train"].labels[:200])
+    with pytest.raises(ModelError, match="nothing but a factor behind it"):
+        ViM().fit(Behind(digits_model, lambda z: z - z.mean(1, keepdim=True)).eval(), x, y)
+    # A temperature behind the last layer is part of it: the energies are those of the scaled logits.
+    test = digits["test"].images(slice(0, 20))
+    hot = ReAct(quantile=1.0).fit(Behind(digits_model, lambda z: z / 2).eval(), x, y).score(test)
+    plain = ReAct(quantile=1.0, temperature=2.0).fit(digits_model, x, y).score(test)
+    assert torch.allclose(2 * hot, plain, rtol=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_ext.attacks.base import Targeted
-from robustbench_ext.catalog import ALL, ATTACKS
+from robustbench_ext.catalog import ALL, ATTACKS, DETECTORS
 from robustbench_ext.cli.list import _items, markdown
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.registry import Entry, Registry
@@ -62,6 +62,11 @@ def test_a_shadowed_package_is_named(tmp_path, monkeypatch):
     assert f"the name 'detectors' is taken by {tmp_path / 'detectors.py'}" in done.stderr
 
 
-def test_the_documented_table_of_attacks_is_the_catalogue():
-    page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
-    assert markdown(_items(["attacks"])) in page, "run: rbx list attacks --markdown, and put it into docs/attacks.md"
+@pytest.mark.parametrize("kind", ["attacks", "detectors"])
+def test_the_documented_table_is_the_catalogue(kind):
+    page = (Path(__file__).parents[2] / "docs" / f"{kind}.md").read_text()
+    assert markdown(_items([kind])) in page, f"run: rbx list {kind} --markdown, and put it into docs/{kind}.md"
+
+
+def test_detectors_declare_their_properties():
+    assert all(set(entry.facts) == {"reads", "needs_fit", "differentiable"} for entry in DETECTORS)

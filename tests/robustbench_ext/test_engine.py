@@ -32,6 +32,8 @@ def test_a_run_gives_every_kind_of_result(finished):
     metrics = {row.metric for row in results.results}
     elsewhere = {"broken_by"} | {"audited_accuracy", "screen_accuracy", "audited_share"}  # of ensembles and audits only
     elsewhere |= {"median_norm", "targeted_success"}  # of minimum-norm and of targeted attacks only
+    shots = {"many_shot", "medium_shot", "few_shot", "head", "tail"}  # of long-tailed training data only
+    elsewhere |= {f"{name}_accuracy" for name in shots}
     assert metrics == set(results.metrics) - elsewhere
     for row in results.results:
         if row.value is not None and row.ci_low is not None:
@@ -135,7 +137,7 @@ def test_more_samples_and_another_detector_reuse_what_is_there(finished, tmp_pat
         c
         for name in ("standard", "trades")
         for c in Context(validate_suite(more), copy).cells(name)
-        if c.split == "test"
+        if c.split != "train"
     ]
     assert len(new) == len(tests)  # one record of the new detector per cell, and no attack again
     assert again.trained == 0

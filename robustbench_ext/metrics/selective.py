@@ -1,0 +1,119 @@
+"""Selective prediction: answer the samples that look safest, and measure the errors among them.
+
+Sort by score, least suspicious first; e_(i) = 1 where the classifier errs. The risk at coverage i/N is R_i = mean of the
+first i errors, and AURC = mean of R_i (Geifman, Uziel, El-Yaniv 2019, arXiv 1805.08206). With k errors the best possible
+is AURC* = 1/N sum_{i=N-k+1}^{N} (i - (N - k)) / i, and E-AURC = AURC - AURC*. Tied scores take the expectation over random
+orders: within a block of ties every error is replaced by the block's mean, so nothing depends on the order of samples.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from robustbench_ext.errors import DataError
+from robustbench_ext.metrics.estimate import Estimate, require
+from robustbench_ext.metrics.intervals import bootstrap
+
+
+class _Blocks:
+    """Samples in order of their scores, with blocks of ties."""
+
+    def __init__(self, scores: np.ndarray, errors: np.ndarray) -> None:
+        require("selective prediction", scores=scores, errors=errors)
+        order = np.argsort(scores, kind="stable")
+        ordered = scores[order]
+        first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+        self.order, self._first = order, first
+        self._sizes = np.diff(np.append(first, len(order)))
+        self._errors = errors[order].astype(np.float64)
+
+    def expected(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (r, N), in order, and each sample's expected error: the mean of its block."""
+        w = weights[:, self.order]
+        if len(self._first) == len(self.order):
+            return w, np.broadcast_to(self._errors, w.shape)
+        mass = np.add.reduceat(w, self._first, axis=1)
+        mean = np.add.reduceat(w * self._errors, self._first, axis=1) / np.maximum(mass, 1e-300)
+        return w, np.repeat(mean, self._sizes, axis=1)
+
+
+def _aurc(blocks: _Blocks, weights: np.ndarray) -> np.ndarray:
+    """AURC (r,) under integer weights (r, N): a sample of weight w stands for w copies of equal score.
+
+    The copies' mean risk is taken at their middle, which is exact for w = 1.
+    """
+    w, error = blocks.expected(weights)
+    coverage, errors = np.cumsum(w, axis=1), np.cumsum(w * error, axis=1)
+    half = (w - 1) / 2
+    risk = (errors - half * error) / (coverage - half)
+    return np.asarray((w * risk).sum(axis=1) / coverage[:, -1])
+
+
+def best_aurc(n: int, k: float) -> float:
+    """AURC* of n samples with k errors, all of them last.
+
+    >>> round(best_aurc(5, 2), 6)
+    0.13
+    """
+    i = np.arange(n - int(k) + 1, n + 1)
+    return float(((i - (n - k)) / i).sum() / n)
+
+
+def aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
+    """Area under the risk-coverage curve, with a bootstrap interval over samples.
+
+    Args:
+        scores: (N,), higher = less to be trusted; errors: bool (N,), where the classifier is wrong.
+    """
+    blocks = _Blocks(scores, errors)
+    n = len(scores)
+    value = float(_aurc(blocks, np.ones((1, n)))[0])
+    return bootstrap(value, lambda w: _aurc(blocks, w), (n,), n)
+
+
+def excess_aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
+    """AURC minus the best possible with as many errors: 0 is a perfect order. With a bootstrap interval over samples."""
+    blocks = _Blocks(scores, errors)
+    n, flags = len(scores), errors.astype(np.float64)
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
+
+    def excess(weights: np.ndarray) -> np.ndarray:
+        k = weights @ flags
+        right = np.rint(n - k).astype(np.int64)
+        # sum_{i=N-k+1}^{N} (1 - (N-k)/i) = k - (N-k)(H_N - H_{N-k})
+        return np.asarray(_aurc(blocks, weights) - (k - (n - k) * (harmonic[n] - harmonic[right])) / n)
+
+    return bootstrap(float(excess(np.ones((1, n)))[0]), excess, (n,), n)
+
+
+def _curve(scores: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage i/N and risk R_i, each (N,)."""
+    _, error = _Blocks(scores, errors).expected(np.ones((1, len(scores))))
+    count = np.arange(1, len(scores) + 1)
+    return count / len(scores), np.cumsum(error[0]) / count
+
+
+def risk_coverage(scores: np.ndarray, errors: np.ndarray, points: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """(coverage, risk), thinned to about `points`; the last point is the error rate at full coverage."""
+    coverage, risk = _curve(scores, errors)
+    keep = np.unique(np.linspace(0, len(scores) - 1, min(points, len(scores))).round().astype(int))
+    return coverage[keep], risk[keep]
+
+
+def coverage_at_risk(scores: np.ndarray, errors: np.ndarray, risk: float) -> float:
+    """The largest coverage i/N with R_i <= risk; 0 where even the safest samples are too risky."""
+    if not 0 <= risk <= 1:
+        raise DataError(f"selective prediction: risk = {risk}, expected a number between 0 and 1")
+    coverage, found = _curve(scores, errors)
+    fits = np.flatnonzero(found <= risk + 1e-12)
+    return float(coverage[fits[-1]]) if len(fits) else 0.0
+
+
+def accuracy_at_coverage(scores: np.ndarray, errors: np.ndarray, coverage: float) -> float:
+    """Accuracy of the ceil(coverage N) safest samples."""
+    if not 0 < coverage <= 1:
+        raise DataError(f"selective prediction: coverage = {coverage}, expected a number in (0, 1]")
+    _, risk = _curve(scores, errors)
+    return float(1.0 - risk[math.ceil(coverage * len(scores) - 1e-9) - 1])
