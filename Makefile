@@ -40,8 +40,8 @@ types: $(STAMP)  ## mypy --strict on the five packages
 	@$(BIN)/mypy
 
 unit: $(STAMP)  ## Unit and integration tests, without the slow ones
-	@echo "==> pytest (without slow tests)"
-	@$(BIN)/python -m pytest -m "not slow"
+	@echo "==> pytest (without slow tests), one worker a core"
+	@$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test: lint types unit  ## What CI runs: lint, types, tests
 

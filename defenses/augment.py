@@ -23,7 +23,7 @@ from scipy import special
 from torch import Tensor
 from torch.nn import functional as F
 
-from defenses.base import at_least, one_of, share
+from defenses.base import at_least, one_of, read_booleans, share
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.numbers import read_numbers
 from robustbench_ext.randomness import SampleRandom
@@ -53,12 +53,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         read_numbers(self, "augmentation")
         one_of(self.crop_mode, ("zero", "reflect"), "augmentation: crop_mode")
-        if not isinstance(self.flip, bool):
-            raise ConfigError(f"augmentation: flip = {self.flip!r}, expected true or false")
+        read_booleans(self, "augmentation")
         for name in ("crop", "cutout", "cutmix"):
             at_least(getattr(self, name), 0, f"augmentation: {name}")
-            if getattr(self, name) == math.inf:
-                raise ConfigError(f"augmentation: {name} = inf, expected a finite number")
         share(self.cutmix_prob, "augmentation: cutmix_prob")
 
     def augment(self, x: Tensor, random: SampleRandom, step: int) -> Tensor:

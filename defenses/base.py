@@ -182,7 +182,7 @@ def one_of(value: str, choices: tuple[str, ...], what: str) -> None:
 def at_least(value: float, least: float, what: str) -> None:
     """Refuse what is smaller, and infinity."""
     if not least <= value < math.inf:
-        raise ConfigError(f"{what} = {value}, expected a number >= {least:g}")
+        raise ConfigError(f"{what} = {value}, expected a finite number >= {least:g}")
 
 
 def detached(**values: Tensor) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from reports import write_reports
 from robustbench_ext.engine import Progress, run_suite
 from robustbench_ext.provenance import environment
 from robustbench_ext.results import RunResults
@@ -107,7 +108,8 @@ def suite(name: str) -> dict[str, Any]:
 
 def value_of(results: RunResults, model: str, condition: str, metric: str) -> dict[str, Any] | None:
     rows = results.find(model=model, condition=condition, metric=metric, probe="classifier")
-    rows = [row for row in rows if row.group is None or metric == "worst_class_accuracy"]
+    named = metric in ("worst_class_accuracy", "tail30_accuracy")  # their group says which classes these are
+    rows = [row for row in rows if named or row.group is None]
     if not rows or rows[0].value is None:
         return None
     return {"value": rows[0].value, "low": rows[0].ci_low, "high": rows[0].ci_high, "n": rows[0].n}
@@ -185,6 +187,7 @@ def main() -> None:
         executor=options.executor,
         progress=Progress(line=lambda i, total, what, facts: print(f"[{i}/{total}] {what}", flush=True)),
     )
+    write_reports(options.runs / f"defenses-{name}")
     rows = summarise(name, summary.results)
     options.out.mkdir(parents=True, exist_ok=True)
     found = environment()
