@@ -13,7 +13,6 @@ comes. (The published code draws one box and one lambda for a whole batch and pe
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
