@@ -71,6 +71,7 @@ EXPERIMENTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             ),
             "done, r = 3": variant("done", r=3),
             "done, r = 1": variant("done", r=1),
+            "done, r = 1, first order": variant("done", r=1, implicit="none"),
         },
     ),
 }
