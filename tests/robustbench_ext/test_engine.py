@@ -342,7 +342,7 @@ def test_workers_end_with_the_run_that_started_them(tmp_path, tiny_suite):
         return condition()
 
     try:
-        assert wait_for(lambda: list(tmp_path.rglob("progress.json")), 60), "training did not start"
+        assert wait_for(lambda: list(tmp_path.rglob("progress.json")), 180), "training did not start"
         assert len(session()) >= 3
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
