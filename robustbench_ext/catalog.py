@@ -281,12 +281,16 @@ ESTIMATORS = Registry(
     (Entry("temperature", "uq.temperature:TemperatureScaling", "one temperature on the logits, by NLL"),),
 )
 
+# Of regressors: intervals and quantiles. A suite's `uq` names are looked up here where the data is a regression task.
+REGRESSION_ESTIMATORS = Registry("interval estimator", "intervals", ())
+
 ALL = {
     "attacks": ATTACKS,
     "corruptions": CORRUPTIONS,
     "defenses": DEFENSES,
     "detectors": DETECTORS,
     "uq": ESTIMATORS,
+    "intervals": REGRESSION_ESTIMATORS,
     "datasets": DATASETS,
     "outliers": OUTLIERS,
     "models": MODELS,

@@ -1,6 +1,16 @@
 """Uncertainty estimators: one file each."""
 
-from uq.base import Estimator
+from uq.base import Estimator, Reading
+from uq.regression import LEVELS, NOMINAL, Prediction, RegressionEstimator, Samples
 from uq.temperature import TemperatureScaling
 
-__all__ = ["Estimator", "TemperatureScaling"]
+__all__ = [
+    "LEVELS",
+    "NOMINAL",
+    "Estimator",
+    "Prediction",
+    "Reading",
+    "RegressionEstimator",
+    "Samples",
+    "TemperatureScaling",
+]

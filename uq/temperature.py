@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_ext.models.observe import Observations
 from uq.base import Estimator
@@ -46,8 +46,8 @@ class TemperatureScaling(Estimator):
 
     temperature = math.nan
 
-    def _fit(self, calibration: Observations) -> None:
-        self.temperature = optimal_temperature(calibration.logits, calibration.labels)
+    def _fit(self, held_out: Observations, model: nn.Module | None) -> None:
+        self.temperature = optimal_temperature(held_out.logits, held_out.labels)
 
     def _calibrate(self, seen: Observations) -> Tensor:
         return seen.logits.double() / self.temperature
