@@ -153,6 +153,11 @@ class Mahalanobis(Detector):
         top = max(range(len(found)), key=lambda i: found[i][0])
         _, self.eps, self._combine = found[top]
         self._notes.append(f"fitted on {validation.source}: it knows such inputs, and may do worse on others")
+        if len(self.grid) > 1 and second is first:
+            self._notes.append(
+                f"only {len(validation.unknown)} unknown inputs to choose eps on, so it was chosen on those that the weights were "
+                f"fitted on, which favours large steps"
+            )
 
     def warnings(self) -> list[str]:
         return list(self._notes)

@@ -50,7 +50,12 @@ class Validation:
             )
 
     def halves(self) -> tuple[Validation, Validation]:
-        """Every second sample, and the others: one half to fit a regression on, one to choose parameters on."""
+        """Every second sample, and the others: one half to fit a regression on, one to choose parameters on.
+
+        All samples twice where a half would have fewer than 10 known or unknown ones: an attack on a robust model fools few.
+        """
+        if min(len(self.known), len(self.unknown)) < 2 * FEWEST:
+            return self, self
         first, second = (Validation(self.known[i::2], self.unknown[i::2], self.criterion, self.source) for i in (0, 1))
         return first, second
 

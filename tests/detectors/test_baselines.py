@@ -221,6 +221,8 @@ def test_validation_with_an_attack_keeps_triples(digits_model, digits):
     first, second = made.halves()
     assert torch.equal(first.known[: m // 2], clean[0::2]) and torch.equal(first.known[m // 2 :], noisy[0::2])
     assert torch.equal(second.unknown, made.unknown[1::2])
+    few = Validation(made.known[:38], made.unknown[:19])  # a half would have nine
+    assert few.halves() == (few, few)
     plain = with_attack(digits_model, x, y, build_attack("fgsm", eps=0.15), ids, noise=False)
     assert len(plain.known) == len(plain.unknown)
     with pytest.raises(DataError, match="attack that succeeds more often"):

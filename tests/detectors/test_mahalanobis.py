@@ -377,6 +377,9 @@ def test_validation_with_outliers_chooses_weights_and_eps():
     again = exact(layers=["first", "last"], eps=[0.0, 0.001, 0.01], validate={"outliers": "uniform-noise"})
     again.fit(model, x, y, validation=Validation(known, unknown, "tnr95", "noise"))
     assert torch.equal(again.score(noise), detector.score(noise))
+    few = exact(layers=["first", "last"], eps=[0.0, 0.001, 0.01], validate={"outliers": "uniform-noise"})
+    few.fit(model, x, y, validation=Validation(known, unknown[:12], "tnr95", "noise"))
+    assert "only 12 unknown inputs" in few.warnings()[-1]
 
 
 # Classes added one by one --------------------------------------------------------------------------------------------
