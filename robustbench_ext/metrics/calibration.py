@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import log_softmax, softmax
 
 from robustbench_ext.errors import DataError
 from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
-from robustbench_ext.metrics.intervals import REPEATS, bootstrap_mean, hash_seed, resamples, wilson
+from robustbench_ext.metrics.intervals import REPEATS, hash_seed, wilson
+from robustbench_ext.metrics.resampling import LIMIT, bias_extended, resampled_bin_sums, sample_mean
 
 BINS = 15
 
 # For a perfectly calibrated bin the plug-in gap is |noise|, and a resample's is |noise + noise'|: sqrt(2) times as
 # large on average. So the bias that resampling shows is (sqrt(2) - 1) of the bias of the plug-in itself.
-_BIAS_RATIO = 1 / (np.sqrt(2.0) - 1)
+BIAS_RATIO = 1 / (np.sqrt(2.0) - 1)
 
 
 def confidence_and_correctness(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -46,42 +47,53 @@ def ece(
     shows its coverage for calibrated, slightly and strongly miscalibrated models.
     """
     require("ECE", confidence=confidence, correct=correct)
+    return binned_error(confidence, correct, bin_index(confidence, bins), bins, repeats, seed)
+
+
+def binned_error(
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    index: np.ndarray,
+    bins: int,
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> Estimate:
+    """sum_b n_b/N |accuracy_b - confidence_b| over any bins, `index` (N,); the interval is described in `ece`."""
     n = len(confidence)
-    index = bin_index(confidence, bins)
-    gaps = np.zeros((n, bins))
-    gaps[np.arange(n), index] = correct - confidence
-    total = gaps.sum(axis=0)
-    value = float(np.abs(total).sum() / n)
-    sums = np.concatenate([w @ gaps for (w,) in resamples((n,), repeats, seed)])
-    values = np.abs(sums).sum(axis=1) / n
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    bias = max(0.0, float(values.mean()) - value)
-    low = max(0.0, min(value, float(low) - bias - _BIAS_RATIO * bias))
-    if value <= np.quantile(_calibrated(confidence, index[:, None] == np.arange(bins), repeats, seed), LEVEL):
-        low = 0.0
-    return Estimate(value, low, min(1.0, max(value, float(high) - bias)), f"bootstrap ({repeats}), bias-extended", n)
+    gaps = correct - confidence.astype(np.float64)
+    value = float(np.abs(np.bincount(index, gaps, bins)).sum() / n)
+    values = np.abs(resampled_bin_sums(index, gaps, bins=bins, repeats=repeats, seed=seed)[0]).sum(axis=1) / n
+    found = bias_extended(value, values, n, own=BIAS_RATIO, upper=1.0)
+    chance = np.abs(calibrated_sums(confidence, index, bins, repeats, seed)).sum(axis=1) / n
+    return replace(found, ci_low=0.0) if value <= np.quantile(chance, LEVEL) else found
 
 
-def _calibrated(confidence: np.ndarray, member: np.ndarray, repeats: int, seed: int) -> np.ndarray:
-    """ECE of `repeats` perfectly calibrated models with these confidences: outcomes are drawn from the confidences.
+def calibrated_sums(
+    confidence: np.ndarray, index: np.ndarray, bins: int, repeats: int = REPEATS, seed: int = 0
+) -> np.ndarray:
+    """Sums of outcome - confidence in each bin for perfectly calibrated models with these confidences: (repeats, bins).
 
-    Resampled residuals would not do: where every sample is correct they show no variation at all.
+    Outcomes are drawn from the confidences. Resampled residuals would not do: where every sample is correct they show no
+    variation at all. Above `LIMIT` samples the sums are drawn from their normal limit.
     """
     rng = np.random.Generator(np.random.Philox(hash_seed(seed, 0, 255)))
-    n, weights = len(confidence), member.astype(np.float64)
+    n = len(confidence)
+    if n > LIMIT:
+        return rng.normal(size=(repeats, bins)) * np.sqrt(np.bincount(index, confidence * (1 - confidence), bins))
+    weights = (index[:, None] == np.arange(bins)).astype(np.float64)
     rows = max(1, (1 << 22) // n)
-    values = []
+    sums = []
     for start in range(0, repeats, rows):
         drawn = rng.random((min(rows, repeats - start), n)) < confidence
-        values.append(np.abs((drawn - confidence) @ weights).sum(axis=1) / n)
-    return np.concatenate(values)
+        sums.append((drawn - confidence) @ weights)
+    return np.concatenate(sums)
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> Estimate:
     """Mean negative log-likelihood, natural logarithm, from log-softmax without any clamp."""
     require("NLL", logits=logits, labels=labels)
     terms = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
-    return bootstrap_mean(terms)
+    return sample_mean(terms)
 
 
 def brier(logits: np.ndarray, labels: np.ndarray) -> Estimate:
@@ -89,7 +101,7 @@ def brier(logits: np.ndarray, labels: np.ndarray) -> Estimate:
     require("Brier", logits=logits, labels=labels)
     p = softmax(logits.astype(np.float64), axis=1)
     terms = 1.0 - 2.0 * p[np.arange(len(labels)), labels] + np.square(p).sum(axis=1)
-    return bootstrap_mean(terms)
+    return sample_mean(terms)
 
 
 @dataclass(frozen=True)
@@ -116,3 +128,49 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
             low, high = wilson(k, n)
             out.append(ReliabilityBin(float(confidence[members].mean()), k / n, low, high, n))
     return out
+
+
+@dataclass(frozen=True)
+class ConsistencyBand:
+    """Where the accuracies of a perfectly calibrated model would lie, for the non-empty bins of `reliability`, in order.
+
+    Attributes:
+        confidence: (B,), mean confidence; the band is around it.
+        low, high: (B,), each bin by itself: 95 % of calibrated models have this bin's accuracy within.
+        low_all, high_all: (B,), all bins at once: 95 % of calibrated models have every bin's accuracy within.
+        n: (B,), samples.
+    """
+
+    confidence: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    low_all: np.ndarray
+    high_all: np.ndarray
+    n: np.ndarray
+
+
+def consistency_band(
+    confidence: np.ndarray, bins: int = BINS, repeats: int = REPEATS, seed: int = 0
+) -> ConsistencyBand:
+    """Consistency bars of a reliability diagram (Broecker and Smith, Weather and Forecasting 22, 2007).
+
+    They answer another question than Wilson's intervals in `reliability`: not where a bin's true accuracy lies, but which
+    accuracies would be no surprise if the model were calibrated. Outcomes are drawn from the confidences themselves, which
+    are kept as they are (Broecker and Smith resample them too). The simultaneous band is the same number of standard
+    deviations wide in every bin. An accuracy outside it says: not calibrated, at the 5 % level.
+    """
+    require("consistency band", confidence=confidence)
+    confidence = confidence.astype(np.float64)
+    index = bin_index(confidence, bins)
+    n = np.bincount(index, minlength=bins)
+    there = n > 0
+    n = n[there]
+    mean = np.bincount(index, confidence, bins)[there] / n
+    off = calibrated_sums(confidence, index, bins, repeats, seed)[:, there] / n
+    spread = np.sqrt(np.bincount(index, confidence * (1 - confidence), bins)[there]) / n
+    low, high = np.quantile(off, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    standardised = np.divide(np.abs(off), spread, out=np.zeros_like(off), where=spread > 0)
+    wide = np.quantile(standardised.max(axis=1), LEVEL) * spread
+    low_all, high_all = np.minimum(low, -wide), np.maximum(high, wide)
+    low, high, low_all, high_all = (np.clip(mean + d, 0.0, 1.0) for d in (low, high, low_all, high_all))
+    return ConsistencyBand(mean, low, high, low_all, high_all, n)

@@ -141,6 +141,78 @@ METRICS: dict[str, MetricInfo] = {
         False,
         True,
     ),
+    "ece_equal_mass": MetricInfo(
+        "ECE, equal mass",
+        "As ECE, over 15 bins of equal counts instead of equal widths; equal confidences share the bin of the first of them.",
+        False,
+        True,
+    ),
+    "ece2_debiased": MetricInfo(
+        "ECE² debiased",
+        "Mean over 15 equal-mass bins of (accuracy - confidence)^2 less its expectation from chance alone, accuracy "
+        "(1 - accuracy) / (n - 1). Estimates a square, so that it may be negative; bins of one sample count 0.",
+        False,
+        False,
+    ),
+    "rmsce_debiased": MetricInfo(
+        "RMS gap",
+        "Root of the debiased ECE², 0 where that is negative: the root mean squared calibration error, without the upward "
+        "bias of ECE.",
+        False,
+        True,
+    ),
+    "mce": MetricInfo(
+        "MCE",
+        "The largest |accuracy - confidence| of any non-empty bin of ECE's. Rests on the smallest bins; the interval holds "
+        "for all bins at once (Clopper-Pearson at a level raised for their number, Bonferroni).",
+        False,
+        True,
+    ),
+    "classwise_ece": MetricInfo(
+        "classwise ECE",
+        "Mean over classes k of the ECE of p_k against 1[y = k], over all samples and 15 equal-width bins. Most p_k are near "
+        "0, so that it looks small: not to be compared with ECE.",
+        False,
+        True,
+    ),
+    "ace": MetricInfo(
+        "ACE", "Adaptive calibration error: classwise ECE with 15 bins of equal counts for every class.", False, True
+    ),
+    "tace": MetricInfo(
+        "TACE",
+        "ACE over the probabilities of at least 0.01 alone: the others are dropped, and not counted in N; mean over the "
+        "classes that have any.",
+        False,
+        True,
+    ),
+    "brier_reliability": MetricInfo(
+        "reliability",
+        "Part of the Brier score: sum over classes of the mean over 15 equal-width bins of (mean p_k - share of class k)^2. "
+        "Biased upwards at small n; the interval reaches down to cover it.",
+        False,
+        False,
+    ),
+    "brier_resolution": MetricInfo(
+        "resolution",
+        "Part of the Brier score, with a minus: sum over classes of the mean over the same bins of (share of class k in the "
+        "bin - share of class k)^2. Biased upwards at small n; the interval reaches down to cover it.",
+        True,
+        False,
+    ),
+    "brier_uncertainty": MetricInfo(
+        "outcome",
+        "Part of the Brier score: sum over classes of share (1 - share), the Brier score of forecasting the classes' shares. "
+        "A matter of the data, not of the model.",
+        None,
+        False,
+    ),
+    "brier_within": MetricInfo(
+        "within bins",
+        "What is left of the Brier score: sum over classes of the variance of p_k within bins, less twice its covariance with "
+        "1[y = k]. Brier = reliability - resolution + outcome + within bins, exactly; 0 where bins share one forecast.",
+        None,
+        False,
+    ),
     "nll": MetricInfo("NLL", "Mean of -log p(label), natural logarithm, no clipping.", False, False),
     "brier": MetricInfo("Brier", "Mean over samples of sum_k (p_k - 1[y = k])^2, in [0, 2].", False, False),
     "auroc": MetricInfo(
@@ -210,6 +282,169 @@ METRICS: dict[str, MetricInfo] = {
     ),
     "e_aurc": MetricInfo(
         "E-AURC", "AURC minus the least that is possible with as many errors: 0 is a perfect order.", False, True
+    ),
+    "augrc": MetricInfo(
+        "AUGRC",
+        "Area under the generalised risk-coverage curve: mean over all coverages of the probability that a sample is answered "
+        "and wrong, in [0, 1/2 + 1/(2n)]; ties take their expectation.",
+        False,
+        True,
+    ),
+    "ause": MetricInfo(
+        "AUSE",
+        "Area between the sparsification curve (mean error of the least uncertain i of n samples, over i) and that of the "
+        "oracle, which knows the errors; divided by the mean error. 0 is a perfect order; ties take their expectation.",
+        False,
+        False,
+    ),
+    "error_spearman": MetricInfo(
+        "Spearman", "Rank correlation (mid-ranks) of the uncertainty with the absolute error.", True, False
+    ),
+    "error_auroc": MetricInfo(
+        "AUROC of mistakes",
+        "Probability that the uncertainty of a wrongly classified sample is above that of a correctly classified one, ties "
+        "counted half.",
+        True,
+        True,
+    ),
+    "set_coverage": MetricInfo(
+        "coverage", "Share of samples whose label is in the prediction set. To be read beside the set size.", None, True
+    ),
+    "set_size": MetricInfo("set size", "Mean number of classes in the prediction set.", False, False),
+    "set_empty": MetricInfo("empty sets", "Share of prediction sets without any class.", None, True),
+    "set_single": MetricInfo("single sets", "Share of prediction sets of exactly one class.", True, True),
+    "set_size_stratified_coverage": MetricInfo(
+        "worst size",
+        "The lowest coverage among samples with prediction sets of equal size, empty sets counting with those of one class. "
+        "The interval holds for all sizes at once (Wilson, Bonferroni).",
+        True,
+        True,
+    ),
+    "set_class_coverage": MetricInfo(
+        "worst class's coverage",
+        "The lowest coverage of any class's samples. The interval holds for all classes at once (Wilson, Bonferroni).",
+        True,
+        True,
+    ),
+    "rmse": MetricInfo("RMSE", "Root of the mean squared error of the point prediction, in units of y.", False, False),
+    "mae": MetricInfo("MAE", "Mean absolute error of the point prediction, in units of y.", False, False),
+    "r2": MetricInfo(
+        "R²",
+        "1 - sum of squared errors / sum of squared deviations of y from its mean over these samples. 0 is no better than "
+        "that mean; it may be negative.",
+        True,
+        False,
+    ),
+    "error_rise": MetricInfo(
+        "rise of the error",
+        "Mean of |error| under the condition minus |error| clean, paired, over the samples that both have, in units of y.",
+        False,
+        False,
+    ),
+    "coverage": MetricInfo(
+        "coverage",
+        "Share of samples inside their interval, both ends included (PICP). To be read beside the width.",
+        None,
+        True,
+    ),
+    "coverage_above": MetricInfo(
+        "coverage above",
+        "Share of y <= upper end among the samples above their point prediction (PICP+).",
+        None,
+        True,
+    ),
+    "coverage_below": MetricInfo(
+        "coverage below",
+        "Share of y >= lower end among the samples below their point prediction (PICP-).",
+        None,
+        True,
+    ),
+    "side_error": MetricInfo(
+        "side error",
+        "|coverage above - nominal| + |coverage below - nominal| (SPIECE).",
+        False,
+        True,
+    ),
+    "width": MetricInfo("width", "Mean width of the intervals, in units of y (MPIW).", False, False),
+    "width_normalised": MetricInfo(
+        "width / sd",
+        "Mean width of the intervals divided by the standard deviation of y over these samples (NMPIW, which elsewhere may "
+        "divide by the range of y).",
+        False,
+        False,
+    ),
+    "interval_score": MetricInfo(
+        "interval score",
+        "Mean of (u - l) + (2 / a) max(l - y, 0) + (2 / a) max(y - u, 0) for the interval [l, u] of nominal coverage 1 - a "
+        "(Winkler score), in units of y. Proper.",
+        False,
+        False,
+    ),
+    "wis_sum": MetricInfo(
+        "WIS (sum)",
+        "Weighted interval score, sum form: mean of |y - median| + sum_a a * interval score at a, that is twice the sum of "
+        "the pinball losses of all levels.",
+        False,
+        False,
+    ),
+    "wis_mean": MetricInfo(
+        "WIS (mean)",
+        "Weighted interval score, forecasting-hub form: the sum form divided by the number of levels 2K + 1, that is twice the "
+        "mean pinball loss.",
+        False,
+        False,
+    ),
+    "pinball": MetricInfo(
+        "pinball", "Mean over samples and levels of max(t (y - q), (t - 1)(y - q)), in units of y.", False, False
+    ),
+    "crps": MetricInfo(
+        "CRPS",
+        "Continuous ranked probability score, mean over samples, in units of y. From quantiles it is twice the pinball loss, "
+        "weighted by the share of (0, 1) that is nearest to each level: an approximation whose error falls as 1 / levels.",
+        False,
+        False,
+    ),
+    "crossing_rate": MetricInfo(
+        "crossing",
+        "Share of adjacent pairs of quantiles of which the upper lay below the lower, before they were sorted.",
+        False,
+        True,
+    ),
+    "sharpness": MetricInfo(
+        "sharpness", "Root of the mean predicted variance, in units of y: small is sharp.", False, False
+    ),
+    "interval_ece": MetricInfo(
+        "interval ECE",
+        "Mean over the nominal levels of |coverage - nominal|. Biased upwards at small n; the interval reaches down to cover "
+        "it.",
+        False,
+        True,
+    ),
+    "quantile_ece": MetricInfo(
+        "quantile ECE",
+        "Mean over the levels t of |share of y <= q_t - t|. Biased upwards at small n; the interval reaches down to cover it.",
+        False,
+        True,
+    ),
+    "worst_group_coverage": MetricInfo(
+        "worst group's coverage",
+        "The lowest coverage of any of the groups. The interval holds for all groups at once (Wilson, Bonferroni).",
+        True,
+        True,
+    ),
+    "width_stratified_coverage": MetricInfo(
+        "worst width",
+        "The lowest coverage among five groups of samples of equal counts, by the width of their intervals. The interval holds "
+        "for all groups at once (Wilson, Bonferroni).",
+        True,
+        True,
+    ),
+    "worst_slab_coverage": MetricInfo(
+        "worst slab",
+        "Coverage within a slab a <= v.x <= b of at least a tenth of the inputs that was chosen on one half of the samples, "
+        "among 1,000 random directions v, for having the lowest coverage there, and is measured on the other half.",
+        True,
+        True,
     ),
     "audited_accuracy": MetricInfo(
         "robust accuracy here",

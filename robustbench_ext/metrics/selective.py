@@ -4,6 +4,10 @@ Sort by score, least suspicious first; e_(i) = 1 where the classifier errs. The 
 first i errors, and AURC = mean of R_i (Geifman, Uziel, El-Yaniv 2019, arXiv 1805.08206). With k errors the best possible
 is AURC* = 1/N sum_{i=N-k+1}^{N} (i - (N - k)) / i, and E-AURC = AURC - AURC*. Tied scores take the expectation over random
 orders: within a block of ties every error is replaced by the block's mean, so nothing depends on the order of samples.
+
+AUGRC (Traub et al. 2024, arXiv 2407.01032) takes the generalised risk, the probability of being answered and wrong, in place of
+R_i: 1/N sum_i 1/N sum_{j <= i} e_(j). AUSE (Ilg et al. 2018, arXiv 1802.07095) does for errors of any size what E-AURC does for
+mistakes: it is the area between the curve of R_i and the oracle's, which sorts by the errors themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import numpy as np
 from robustbench_ext.errors import DataError
 from robustbench_ext.metrics.estimate import Estimate, require
 from robustbench_ext.metrics.intervals import bootstrap
+from robustbench_ext.metrics.resampling import of_ranks
 
 
 class _Blocks:
@@ -86,6 +91,71 @@ def excess_aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
         return np.asarray(_aurc(blocks, weights) - (k - (n - k) * (harmonic[n] - harmonic[right])) / n)
 
     return bootstrap(float(excess(np.ones((1, n)))[0]), excess, (n,), n)
+
+
+def _augrc(blocks: _Blocks, weights: np.ndarray) -> np.ndarray:
+    """AUGRC (r,) under integer weights (r, N), exact: w copies of equal score take the expectation over their orders."""
+    w, error = blocks.expected(weights)
+    errors = np.cumsum(w * error, axis=1)
+    return np.asarray((w * (errors - (w - 1) / 2 * error)).sum(axis=1) / w.sum(axis=1) ** 2)
+
+
+def augrc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
+    """Area under the generalised risk-coverage curve, in [0, 1/2 + 1/(2N)], with an interval over samples.
+
+    Args:
+        scores: (N,), higher = less to be trusted; errors: bool (N,), where the classifier is wrong.
+    """
+    blocks, n = _Blocks(scores, errors), len(scores)
+
+    def alone(part: np.ndarray) -> float:
+        return float(_augrc(_Blocks(scores[part], errors[part]), np.ones((1, len(part))))[0])
+
+    value = float(_augrc(blocks, np.ones((1, n)))[0])
+    return of_ranks(value, lambda w: _augrc(blocks, w), alone, n, lower=0.0)
+
+
+def ause(scores: np.ndarray, errors: np.ndarray) -> Estimate:
+    """Area under the sparsification error, over the mean error; undefined where scores or errors are constant.
+
+    mean_i (R_i - R*_i) / R_N, i = 1 .. N samples kept, R* for the oracle. Dividing by the mean error makes it free of units;
+    papers that do not divide, or that integrate from 0, differ.
+
+    Args:
+        scores: (N,), uncertainty; errors: (N,), >= 0, absolute or squared.
+    """
+    require("AUSE", scores=scores, errors=errors)
+    n = len(scores)
+    if errors.min() < 0 or not np.isfinite(errors).all():
+        raise DataError("AUSE: errors must be finite and not negative: give |y - prediction| or its square")
+    for name, values in (("errors", errors), ("uncertainties", scores)):
+        if values.min() == values.max():
+            return Estimate.undefined(n, f"all {name} are equal")
+
+    flat = errors.astype(np.float64)
+    blocks, oracle = _Blocks(scores, flat), _Blocks(flat, flat)
+
+    def alone(part: np.ndarray) -> float:
+        s, e = scores[part], flat[part]
+        return float(_sparsification(_Blocks(s, e), _Blocks(e, e), e, np.ones((1, len(e))))[0])
+
+    value = alone(np.arange(n))
+    return of_ranks(value, lambda w: _sparsification(blocks, oracle, flat, w), alone, n, lower=0.0)
+
+
+def _sparsification(blocks: _Blocks, oracle: _Blocks, errors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUSE (r,) under weights (r, N); NaN where no error is left."""
+    mean = weights @ errors / weights.sum(axis=1)
+    between = _aurc(blocks, weights) - _aurc(oracle, weights)
+    return np.asarray(np.divide(between, mean, out=np.full(len(mean), np.nan), where=mean > 0))
+
+
+def sparsification_curve(
+    scores: np.ndarray, errors: np.ndarray, points: int = 101
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(coverage, mean error of the samples kept, the oracle's), thinned to about `points`; errors (N,), >= 0."""
+    coverage, curve = risk_coverage(scores, errors, points)
+    return coverage, curve, risk_coverage(errors, errors, points)[1]
 
 
 def _curve(scores: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
