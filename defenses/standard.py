@@ -20,3 +20,11 @@ class Standard(Defense):
 
     def loss(self, model: nn.Module, batch: Batch, state: nn.Module | None = None) -> Loss:
         return Loss(cross_entropy(model(batch.x), batch).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ERM(Standard):
+    """`standard`, by the name that domain generalization has for it."""
+
+    name: ClassVar[str] = "erm"
+    reference: ClassVar[str] = "Vapnik 1998; DomainBed, arXiv 2007.01434"
