@@ -27,7 +27,7 @@ DISTANCE = {"letters": "near", "symbols": "near", "photos": "far", "uniform-nois
 
 _LETTERS = "ACDEFGHJKLMNPQRTUVWXYacdefhjkmnprtuvwxy"
 _SYMBOLS = "←↑→↓↔↕⇒⇔∀∂∃∅∇∈∉∏∑√∝∞∠∧∩∪∫≈≠≡⊂⊃⊕⊗⊥△▽◇★☆♠♣♥♦♪✓✗§¶#&%@?{}"
-_FONTS = (
+FONTS = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
     "DejaVuSans-Oblique.ttf",
@@ -48,7 +48,7 @@ def _random(name: str, n: int) -> SampleRandom:
 
 
 @lru_cache(maxsize=1024)
-def _glyph(character: str, font: str) -> Tensor:
+def glyph(character: str, font: str) -> Tensor:
     """One character, white on black, centred, (96, 96)."""
     from matplotlib import get_data_path
     from matplotlib.font_manager import FontProperties
@@ -77,7 +77,7 @@ def _rendered(name: str, characters: str, n: int, shape: Shape) -> Split:
     random = _random(name, n)
     pick = random.child("glyph").bits(2)
     glyphs = torch.stack(
-        [_glyph(characters[int(a) % len(characters)], _FONTS[int(b) % len(_FONTS)]) for a, b in pick.tolist()]
+        [glyph(characters[int(a) % len(characters)], FONTS[int(b) % len(FONTS)]) for a, b in pick.tolist()]
     )
     pose = random.child("pose").uniform((4,), -1.0, 1.0)
     angle, size = pose[:, 0] * 0.26, 0.78 + 0.12 * pose[:, 1]  # 15 degrees; the glyph fills 66 to 90 % of the frame
