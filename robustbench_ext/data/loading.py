@@ -17,6 +17,9 @@ _SOURCES = {
     "folder": "PATH",
     "torchvision": "NAME",
     "digits-dg": "DOMAIN",
+    "domains": "PATH",
+    "rotated-mnist": "ANGLE",
+    "coloured-mnist": "P",
     "csv": "PATH",
     "statsmodels": "NAME",
     "toy-cubic": "[NOISE]",
@@ -24,8 +27,9 @@ _SOURCES = {
 
 
 def load_dataset(spec: str) -> Dataset:
-    """Load `digits`, `mnist5k`, `npz:PATH`, `folder:PATH` or `torchvision:NAME`; or data for regression: `diabetes`,
-    `autompg`, `friedman`, `toy-heteroscedastic`, `toy-cubic:NOISE`, `csv:PATH#target=COLUMN`, `statsmodels:NAME`.
+    """Load `digits`, `mnist5k`, `npz:PATH`, `folder:PATH` or `torchvision:NAME`; domains: `digits-dg:DOMAIN`,
+    `domains:PATH#without=DOMAIN`, `rotated-mnist:ANGLE`, `coloured-mnist:P`; or data for regression: `diabetes`, `autompg`,
+    `friedman`, `toy-heteroscedastic`, `toy-cubic:NOISE`, `csv:PATH#target=COLUMN`, `statsmodels:NAME`.
 
     Classes may be followed by an imbalance, as in `mnist5k@exp:10`, `npz:PATH@step:100` (see `robustbench_ext.data.longtail`).
 
@@ -53,6 +57,10 @@ def _stamp(spec: str) -> tuple[object, ...]:
         from robustbench_ext.data.tabular import csv_options
 
         files = [file for file in (csv_options(argument)[0],) if file.is_file()]
+    elif source == "domains" and argument:
+        from robustbench_ext.data.domains import domain_options
+
+        files = sorted(f for f in domain_options(argument)[0].rglob("*") if f.is_file())
     elif source == "folder" and path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.is_file())
     else:

@@ -7,9 +7,7 @@ from PIL import Image
 
 from robustbench_ext.catalog import OUTLIERS
 from robustbench_ext.data import load_dataset, split_dataset
-from robustbench_ext.data.corruptions import gaussian_noise
 from robustbench_ext.errors import ConfigError, DataError
-from robustbench_ext.randomness import SampleRandom
 
 # Fingerprints of the bundled splits: if one changes, every stored key changes with it.
 FINGERPRINTS = {"digits": "0efb8df073753494f925", "mnist5k": "f7654c9d19ab04d88370"}
@@ -154,24 +152,6 @@ def test_outliers(name, shape):
     assert float(x.flatten(1).std(dim=1).min()) > 1e-3  # a patch of sky is smooth, but nothing is blank
     # A larger set contains a smaller one.
     assert torch.equal(OUTLIERS.load(name)(12, shape).images(slice(None)), x[:12])
-
-
-def test_gaussian_noise_grows_with_severity_and_does_not_depend_on_the_batch(mnist_test):
-    x, _, ids = mnist_test
-    x, ids = x[:40], ids[:40]
-    errors = []
-    for severity in range(1, 6):
-        noisy = gaussian_noise(x, severity, SampleRandom.of(0, ids, "n"))
-        assert noisy.shape == x.shape
-        assert noisy.dtype == x.dtype
-        assert 0.0 <= float(noisy.min()) <= float(noisy.max()) <= 1.0
-        errors.append(float((noisy - x).abs().mean()))
-        alone = gaussian_noise(x[5:6], severity, SampleRandom.of(0, ids[5:6], "n"))
-        assert torch.equal(alone, noisy[5:6])
-    assert errors == sorted(errors)
-    grey = torch.full((200, 1, 16, 16), 0.5)
-    spread = float((gaussian_noise(grey, 1, SampleRandom.of(0, range(200), "n")) - grey).std())
-    assert spread == pytest.approx(0.08, rel=4 / np.sqrt(2 * grey.numel()))  # four standard errors of a deviation
 
 
 def test_images_are_copies_so_that_no_model_can_change_the_data(digits):
