@@ -155,8 +155,8 @@ class Mahalanobis(Detector):
         self._notes.append(f"fitted on {validation.source}: it knows such inputs, and may do worse on others")
         if len(self.grid) > 1 and second is first:
             self._notes.append(
-                f"only {len(validation.unknown)} unknown inputs to choose eps on, so it was chosen on those that the weights were "
-                f"fitted on, which favours large steps"
+                f"only {len(validation.unknown)} unknown inputs to choose eps on, so it was chosen on those that the weights "
+                f"were fitted on, which favours large steps"
             )
 
     def warnings(self) -> list[str]:

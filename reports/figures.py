@@ -8,11 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from reports.svg import INK, MUTED, PALETTE
+from reports.svg import INK, MUTED, PALETTE, PAPER
 from reports.tables import CLASSIFIER, CLEAN, model_names, of_kind, one
 from robustbench_ext.results import Curve, Row, RunResults
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
+NAMED_CURVES = 5  # beside the first
+LEGEND_LABEL = 13  # letters; three columns of longer labels do not fit under a figure
 
 
 def new_axes() -> Axes:
@@ -105,6 +107,36 @@ def corruption_curve(results: RunResults, name: str, ax: Axes | None = None) -> 
     return ax
 
 
+def corruption_heatmap(results: RunResults, model: str, ax: Axes | None = None) -> Axes:
+    """Accuracy of one model under every corruption (rows) and severity (columns), in percent."""
+    ax = ax or new_axes()
+    found = of_kind(results, "corruption")
+    names = list(dict.fromkeys(c["corruption"] for c in found))
+    severities = sorted({c["severity"] for c in found})
+    grid = np.full((len(names), len(severities)), np.nan)
+    for condition in found:
+        row = one(results, model=model, condition=condition["label"], probe=CLASSIFIER, metric="accuracy")
+        if row is not None and row.value is not None:
+            grid[names.index(condition["corruption"]), severities.index(condition["severity"])] = 100 * row.value
+    ax.imshow(grid, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for i, j in zip(*np.nonzero(np.isfinite(grid)), strict=True):
+        ax.text(
+            j,
+            i,
+            f"{grid[i, j]:.0f}",
+            ha="center",
+            va="center",
+            color="white" if grid[i, j] < 55 else "black",
+            fontsize=8,
+        )
+    ax.set_xticks(range(len(severities)), [str(s) for s in severities])
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xlabel("severity")
+    ax.set_title(f"{model}: accuracy, %")
+    ax.grid(visible=False)
+    return ax
+
+
 def per_class(results: RunResults, model: str, conditions: list[str], ax: Axes | None = None) -> Axes:
     """Accuracy of each class under a few conditions, with 95 % intervals."""
     ax = ax or new_axes()
@@ -131,9 +163,17 @@ def per_class(results: RunResults, model: str, conditions: list[str], ax: Axes |
 
 
 def reliability_diagram(curves: list[Curve], title: str, ax: Axes | None = None) -> Axes:
-    """Accuracy against confidence per bin, with Wilson intervals; a perfectly calibrated model is on the diagonal."""
+    """Accuracy against confidence per bin, with Wilson intervals, bin by bin; a perfectly calibrated model is on the diagonal.
+
+    The grey band is where all bins of the first curve lie at once, for 95 % of calibrated models with these confidences.
+    """
     ax = ax or new_axes()
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    if curves and "calibrated_low" in curves[0].data:
+        first = curves[0].data
+        ax.fill_between(
+            first["confidence"], first["calibrated_low"], first["calibrated_high"], color=MUTED, alpha=0.15, linewidth=0
+        )
     for i, curve in enumerate(curves):
         data = {name: np.array(values) for name, values in curve.data.items()}
         colour = PALETTE[i % len(PALETTE)]
@@ -152,6 +192,122 @@ def reliability_diagram(curves: list[Curve], title: str, ax: Axes | None = None)
     _percent(ax, "x")
     ax.legend(loc="upper left", scatterpoints=1, markerscale=0.6)
     return ax
+
+
+def _style(i: int) -> dict[str, Any]:
+    """Colour and marker of the i-th series; beyond the palette lines are dashed and markers hollow: none comes twice."""
+    colour, again = PALETTE[i % len(PALETTE)], i >= len(PALETTE)
+    return {
+        "color": colour,
+        "marker": MARKERS[i % len(MARKERS)],
+        "markerfacecolor": PAPER if again else colour,
+        "linestyle": (0, (3, 2)) if again else "-",
+    }
+
+
+def risk_coverage(curves: list[Curve], title: str, ax: Axes | None = None) -> Axes:
+    """Error rate among the samples that are answered, least suspicious first, against their share."""
+    ax = ax or new_axes()
+    for i, curve in enumerate(curves):
+        style = {**_style(i), "marker": ""}
+        ax.plot(curve.data["coverage"], curve.data["risk"], label=curve.probe, **style)
+    ax.set_xlabel("samples answered")
+    ax.set_ylabel("of these, wrong")
+    ax.set_title(title)
+    _percent(ax, "x")
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.set_ylim(bottom=0)
+    ax.legend(loc="upper left")
+    return ax
+
+
+def coverage_gap(curves: list[Curve], title: str, ax: Axes | None = None) -> Axes:
+    """Coverage minus nominal coverage of intervals, level by level; 0 is as promised.
+
+    The bars hold for all levels of an estimator at once, at 95 %. Levels are drawn at equal distances and the series beside
+    each other: on a diagonal of coverage against nominal coverage, what matters (88 or 91 of 90 %) could not be seen.
+    """
+    ax = ax or new_axes()
+    ax.axhline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    levels = curves[0].data["nominal"]
+    step = 0.7 / max(1, len(curves))
+    for i, curve in enumerate(curves):
+        data = {name: np.array(values) for name, values in curve.data.items()}
+        gap = data["observed"] - data["nominal"]
+        x = np.arange(len(gap)) + (i - (len(curves) - 1) / 2) * step
+        bounds = [data["observed"] - data["low"], data["high"] - data["observed"]]
+        style = _style(i) | {"linestyle": "none", "markersize": 4.5}
+        ax.errorbar(x, gap, bounds, elinewidth=1, label=curve.probe, **style)
+    ax.set_xticks(range(len(levels)), [f"{100 * level:g} %" for level in levels])
+    ax.grid(axis="x", visible=False)
+    ax.set_xlabel("nominal coverage")
+    ax.set_ylabel("coverage minus nominal")
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.set_title(title)
+    _legend_below(ax, len(curves))
+    return ax
+
+
+def intervals(curve: Curve, title: str, ax: Axes | None = None) -> Axes:
+    """Intervals of some samples: against the input where it is one number, with the truth where it is known; otherwise in the
+    order of their width, about their point predictions.
+    """
+    ax = ax or new_axes()
+    data = {name: np.array(values) for name, values in curve.data.items()}
+    against_input = "x" in data
+    order = np.argsort(data["x"] if against_input else data["high"] - data["low"], kind="stable")
+    data = {name: values[order] for name, values in data.items()}
+    origin = 0.0 if against_input else data["point"]
+    x = data["x"] if against_input else np.arange(len(order)) / max(1, len(order) - 1)
+    low, high, y = data["low"] - origin, data["high"] - origin, data["y"] - origin
+    ax.fill_between(x, low, high, color=PALETTE[0], alpha=0.22, linewidth=0, label="interval")
+    ax.plot(x, data["point"] - origin, color=PALETTE[0], linewidth=1.4, label="prediction")
+    if "truth_low" in data:
+        for i, name in enumerate(("truth_low", "truth_high")):
+            label = "true quantiles" if i == 0 else None
+            ax.plot(x, data[name] - origin, color=INK, linewidth=1, linestyle=(0, (3, 2)), label=label)
+    inside = (low <= y) & (y <= high)
+    for mask, colour, marker, label in (
+        (inside, PALETTE[2], "o", "inside"),
+        (~inside, PALETTE[1], "x", f"outside ({np.mean(~inside):.0%})"),
+    ):
+        if mask.any():
+            ax.scatter(x[mask], y[mask], 9, color=colour, marker=marker, linewidth=0.9, alpha=0.8, label=label)
+    # Far misses may leave the picture, the intervals may not; where these are infinite the targets decide.
+    both = np.concatenate([low, high, y])
+    ends = np.quantile(both[np.isfinite(both)], [0.005, 0.995])
+    pad = 0.1 * (ends[1] - ends[0]) or 1.0
+    ax.set_ylim(ends[0] - pad, ends[1] + pad)
+    ax.set_xlabel("x" if against_input else "samples, narrowest interval first")
+    ax.set_ylabel("y" if against_input else "distance from the prediction")
+    if not against_input:
+        ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.set_title(title)
+    _legend_below(ax, 5)
+    return ax
+
+
+def sharpness(curves: list[Curve], title: str, ax: Axes | None = None) -> Axes:
+    """Widths of intervals, each estimator's sorted: low is sharp, flat is the same width everywhere."""
+    ax = ax or new_axes()
+    for i, curve in enumerate(curves):
+        width = np.sort(np.array(curve.data["high"]) - np.array(curve.data["low"]))
+        share = (np.arange(len(width)) + 0.5) / len(width)
+        ax.plot(share, width, label=curve.probe, **{**_style(i), "marker": ""})
+    ax.set_xlabel("samples, narrowest interval first")
+    ax.set_ylabel("width, in units of y")
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.set_title(title)
+    _legend_below(ax, len(curves))
+    return ax
+
+
+def _legend_below(ax: Axes, entries: int) -> None:
+    """A legend under the axes, where it hides nothing."""
+    longest = max((len(text) for text in ax.get_legend_handles_labels()[1]), default=0)
+    columns = min(3 if longest <= LEGEND_LABEL else 2, entries)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns, borderaxespad=0, handlelength=1.4)
 
 
 def score_histogram(curve: Curve, title: str, ax: Axes | None = None) -> Axes:
@@ -188,11 +344,20 @@ def energy_histogram(curve: Curve, title: str, ax: Axes | None = None) -> Axes:
 
 
 def roc(curves: list[Curve], title: str, ax: Axes | None = None) -> Axes:
-    """ROC curves of several detectors on the same inputs; unknown inputs are the positives."""
+    """ROC curves of several detectors on the same inputs; unknown inputs are the positives.
+
+    Of more than six, the first (which the others are compared with) and the five of the largest area are named.
+    """
     ax = ax or new_axes()
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    for i, curve in enumerate(curves):
+    by_area = sorted(curves[1:], key=lambda c: -float(np.trapezoid(c.data["tpr"], c.data["fpr"])))
+    named = curves[:1] + by_area[:NAMED_CURVES]
+    for curve in by_area[NAMED_CURVES:]:
+        ax.plot(curve.data["fpr"], curve.data["tpr"], color=MUTED, linewidth=0.7, alpha=0.6)
+    for i, curve in enumerate(named):
         ax.plot(curve.data["fpr"], curve.data["tpr"], color=PALETTE[i % len(PALETTE)], label=curve.probe)
+    if len(named) < len(curves):
+        ax.plot([], [], color=MUTED, linewidth=0.7, alpha=0.6, label=f"{len(curves) - len(named)} others")
     ax.set_xlabel("clean inputs flagged")
     ax.set_ylabel("unknown inputs flagged")
     ax.set_title(title)
@@ -216,6 +381,25 @@ def training_curve(model: dict[str, Any], ax: Axes | None = None) -> Axes:
     ax.set_title(f"{model['name']}: accuracy on the calibration split")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _percent(ax)
+    ax.legend()
+    return ax
+
+
+def training_loss(model: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """A regressor's loss by epoch, on training data and on what was held out of it, and the epoch that was kept."""
+    ax = ax or new_axes()
+    curve = model["training"]["curve"]
+    epochs = [row["epoch"] for row in curve]
+    for i, name in enumerate(("loss", "held_out")):
+        label = {"loss": "training", "held_out": "held out"}[name]
+        ax.plot(epochs, [row[name] for row in curve], color=PALETTE[i], label=label)
+    kept = model["training"]["selected"]["epoch"]
+    ax.axvline(kept, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"kept: epoch {kept}")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("squared error, standardised y")
+    ax.set_title(f"{model['name']}: loss")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylim(bottom=0)
     ax.legend()
     return ax
 
@@ -273,14 +457,20 @@ def module_criticality(found: dict[str, Any], ax: Axes | None = None) -> Axes:
 
 __all__ = [
     "corruption_curve",
+    "corruption_heatmap",
+    "coverage_gap",
     "distance_curves",
     "energy_histogram",
+    "intervals",
     "module_criticality",
     "per_class",
     "reliability_diagram",
+    "risk_coverage",
     "robust_accuracy_curve",
     "roc",
     "score_histogram",
+    "sharpness",
     "training_curve",
     "training_energies",
+    "training_loss",
 ]

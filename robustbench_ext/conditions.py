@@ -9,18 +9,18 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from robustbench_ext.attacks.adaptive import Adaptive, Scorer
-from robustbench_ext.attacks.base import Attack, build_attack
+from robustbench_ext.attacks.base import Attack, Passes, build_attack
 from robustbench_ext.catalog import CORRUPTIONS, OUTLIERS
 from robustbench_ext.data.base import Dataset, Split
+from robustbench_ext.data.corruptions.levels import EXTRA, FIFTEEN, LEVELS
 from robustbench_ext.data.loading import load_dataset
 from robustbench_ext.data.outliers import DISTANCE, from_dataset
 from robustbench_ext.errors import ConfigError, DataError, unknown_name
@@ -39,12 +39,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Condition(ABC):
-    """A condition with its label."""
+    """A condition with its label.
+
+    Attributes:
+        only: the models that it is for; all of them where it is empty.
+    """
 
     label: str
+    only: tuple[str, ...] = field(default=(), kw_only=True)
     kind: ClassVar[str]
 
-    def samples(self, data: Dataset, split: str, n: int | None) -> Split:
+    def samples(self, data: Dataset, split: str, n: int | None, seed: int = 0) -> Split:
         """The samples that this condition shows to the model."""
         return data[split].take(n)
 
@@ -58,9 +63,18 @@ class Condition(ABC):
     ) -> Inputs:
         """Make the inputs of some samples; `clean` holds the model's logits at x where they are known."""
 
+    def cost(self, outputs: int) -> Passes | None:
+        """Passes per sample that making the inputs takes at most, of a model with so many outputs; None where unknown."""
+        return Passes(0, 0)
+
     def facts(self) -> dict[str, Any]:
         """What results say of the condition, beside its label and kind."""
         return {}
+
+    @property
+    def own_samples(self) -> bool:
+        """Whether it shows other samples than the split's first n."""
+        return False
 
     @property
     def against(self) -> str | None:
@@ -102,6 +116,9 @@ class UnderAttack(Condition):
 
     def spec(self) -> dict[str, Any]:
         return {"condition": "attack", **self.attack.spec()}
+
+    def cost(self, outputs: int) -> Passes | None:
+        return self.attack.cost(outputs)
 
     def facts(self) -> dict[str, Any]:
         spec = self.attack.spec()
@@ -152,23 +169,71 @@ class UnderAttack(Condition):
 
 @dataclass(frozen=True)
 class Corrupted(Condition):
-    """The samples under a corruption."""
+    """The samples under a corruption.
+
+    `levels` says whose severities, "imagenet-c" or "cifar-c"; None decides by the images' size, which the samples fix.
+    """
 
     name: str
     severity: int
+    levels: str | None = None
     kind: ClassVar[str] = "corruption"
 
     def spec(self) -> dict[str, Any]:
-        return {"condition": "corruption", "name": self.name, "severity": self.severity, "version": 1}
+        version = CORRUPTIONS.load(self.name).version
+        return {
+            "condition": "corruption",
+            "name": self.name,
+            "severity": self.severity,
+            "levels": self.levels or "by size",
+            "version": version,
+        }
 
     def facts(self) -> dict[str, Any]:
-        return {"corruption": self.name, "severity": self.severity}
+        return {"corruption": self.name, "severity": self.severity, "levels": self.levels or "by size"}
 
     def apply(
         self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
     ) -> Inputs:
         random = SampleRandom.of(seed, ids, f"corruption/{self.name}")
-        return Inputs(CORRUPTIONS.load(self.name)(x, self.severity, random), {})
+        return Inputs(CORRUPTIONS.load(self.name)(x, self.severity, random, self.levels), {})
+
+
+@dataclass(frozen=True)
+class OfDomain(Condition):
+    """Samples of the same classes from elsewhere: the test split of another dataset, such as digits-dg:fonts.
+
+    `n` cuts it; None takes as many as the suite takes of its own.
+    """
+
+    name: str
+    n: int | None = None
+    kind: ClassVar[str] = "domain"
+
+    @property
+    def own_samples(self) -> bool:
+        return True
+
+    def samples(self, data: Dataset, split: str, n: int | None, seed: int = 0) -> Split:
+        other = load_dataset(self.name)
+        if other.classes != data.classes or tuple(other.shape) != tuple(data.shape):
+            raise ConfigError(
+                f"condition '{self.label}': {self.name} has {len(other.classes)} classes at {tuple(other.shape)}, the suite's "
+                f"data {len(data.classes)} at {tuple(data.shape)}. A domain has the same classes in the same order, and the "
+                f"same size; for inputs of other classes take outliers."
+            )
+        return other["test"].take(self.n if self.n is not None else n)
+
+    def spec(self) -> dict[str, Any]:
+        return {"condition": "domain", "name": self.name}
+
+    def facts(self) -> dict[str, Any]:
+        return {"domain": self.name}
+
+    def apply(
+        self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
+    ) -> Inputs:
+        return Inputs(x, {})
 
 
 @dataclass(frozen=True)
@@ -183,7 +248,11 @@ class Outliers(Condition):
     distance: str | None = None
     kind: ClassVar[str] = "outliers"
 
-    def samples(self, data: Dataset, split: str, n: int | None) -> Split:
+    @property
+    def own_samples(self) -> bool:
+        return True
+
+    def samples(self, data: Dataset, split: str, n: int | None, seed: int = 0) -> Split:
         if ":" in self.name:
             return from_dataset(self.name, self.n, data.shape)
         outliers: Split = OUTLIERS.load(self.name)(self.n, data.shape)
@@ -201,31 +270,48 @@ class Outliers(Condition):
         return Inputs(x, {})
 
 
-_KINDS = ("attack", "corruption", "outliers")
+Maker = Callable[[Any, Mapping[str, Any]], list[Condition]]
 
 
-def parse_conditions(entries: Sequence[str | Mapping[str, Any]]) -> list[Condition]:
-    """The conditions of a suite: each entry is `clean`, or a mapping with one of `attack`, `corruption`, `outliers`.
+def parse_conditions(
+    entries: Sequence[str | Mapping[str, Any]],
+    makers: Mapping[str, Maker] | None = None,
+    elsewhere: Mapping[str, str] | None = None,
+) -> list[Condition]:
+    """The conditions of a suite: each entry is `clean`, or a mapping with one of `attack`, `corruption`, `domain`,
+    `outliers`.
 
-    A list given for `eps`, `against`, `severity` or `outliers` makes one condition for each of its values. `clean` always comes
-    first, whether it is listed or not: everything else is compared with it.
+    `only` names the models that it is for. A list given for `eps`, `against`, `severity`, `corruption`, `domain` or `outliers`
+    makes one condition for each of its values. `clean` always comes first, whether it is listed or not: everything else is
+    compared with it.
+
+    Args:
+        makers: what makes the conditions of an entry with that key, from its value and the other keys; of images by default.
+        elsewhere: keys that make sense for other data, and what to do instead.
 
     Raises:
         ConfigError: an unknown name or parameter, or the same condition twice.
     """
+    makers = MAKERS if makers is None else makers
+    elsewhere = {"shift": "shifts change tables; for images take a corruption"} if elsewhere is None else elsewhere
     conditions: list[Condition] = [Clean("clean")]
     for entry in entries:
         if entry == "clean":
             continue
         if not isinstance(entry, Mapping):
             raise ConfigError(f"condition {entry!r}: expected 'clean' or a mapping such as {{attack: pgd, eps: 8/255}}")
-        kinds = [kind for kind in _KINDS if kind in entry]
+        for key, advice in elsewhere.items():
+            if key in entry:
+                raise ConfigError(f"condition {{{key}: {entry[key]}}} does not fit this data: {advice}")
+        kinds = [kind for kind in makers if kind in entry]
         if len(kinds) != 1:
             given = ", ".join(map(str, entry)) or "nothing"
-            raise ConfigError(f"condition with {given}: expected exactly one of the keys {', '.join(_KINDS)}")
-        rest = {k: v for k, v in entry.items() if k not in (kinds[0], "label", "optional")}
-        make = {"attack": _attacks, "corruption": _corruptions, "outliers": _outliers}[kinds[0]]
-        made = make(entry[kinds[0]], rest)
+            raise ConfigError(f"condition with {given}: expected exactly one of the keys {', '.join(makers)}")
+        rest = {k: v for k, v in entry.items() if k not in (kinds[0], "label", "optional", "only")}
+        made = makers[kinds[0]](entry[kinds[0]], rest)
+        if "only" in entry:
+            names = tuple(str(name) for name in listed_values(entry["only"], f"condition {made[0].label}: only"))
+            made = [replace(condition, only=names) for condition in made]
         if entry.get("label"):
             made = [_relabel(c, str(entry["label"]) + c.label[len(made[0].label) :] * (len(made) > 1)) for c in made]
         conditions.extend(made)
@@ -239,7 +325,7 @@ def is_available(entry: str | Mapping[str, Any]) -> bool:
     if str(entry.get("attack", "")).startswith("torchattacks"):
         return importlib.util.find_spec("torchattacks") is not None  # imports nothing
     try:
-        for name in _listed(entry.get("outliers", "letters"), "outliers"):
+        for name in listed_values(entry.get("outliers", "letters"), "outliers"):
             if ":" in str(name):
                 load_dataset(str(name))
     except DataError:
@@ -247,7 +333,7 @@ def is_available(entry: str | Mapping[str, Any]) -> bool:
     return True
 
 
-def _listed(value: Any, what: str) -> list[Any]:
+def listed_values(value: Any, what: str) -> list[Any]:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values:
         raise ConfigError(f"{what}: the list is empty, so there would be no condition; give at least one value")
@@ -256,7 +342,7 @@ def _listed(value: Any, what: str) -> list[Any]:
 
 def _attacks(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
     # Lists of these make one condition for each value (and for each pair, where both are lists).
-    listed = {key: _listed(rest[key], f"{name}: {key}") for key in ("eps", "against") if key in rest}
+    listed = {key: listed_values(rest[key], f"{name}: {key}") for key in ("eps", "against") if key in rest}
     made: list[Condition] = []
     for values in itertools.product(*listed.values()):
         attack = build_attack(str(name), **{**rest, **dict(zip(listed, values, strict=True))})
@@ -267,19 +353,30 @@ def _attacks(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
     return made
 
 
-def _corruptions(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
-    _only(rest, ("severity",), f"corruption {name}")
-    CORRUPTIONS.get(str(name))
+def _corruptions(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
+    only(rest, ("severity", "levels"), f"corruption {names}")
+    levels = rest.get("levels")
+    if levels is not None and levels not in LEVELS:
+        raise ConfigError(f"corruption {names}: levels = {levels!r}, expected one of {', '.join(LEVELS)}")
     made: list[Condition] = []
-    for severity in _listed(rest.get("severity", [1, 2, 3, 4, 5]), f"{name}: severity"):
-        if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
-            raise ConfigError(f"corruption {name}: severity = {severity!r}, expected 1, 2, 3, 4 or 5")
-        made.append(Corrupted(f"{name} {severity}", str(name), int(severity)))
+    for given in listed_values(names, "corruption"):
+        for name in SETS.get(str(given), (str(given),)):
+            CORRUPTIONS.get(name)
+            for severity in listed_values(rest.get("severity", [1, 2, 3, 4, 5]), f"{name}: severity"):
+                if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
+                    raise ConfigError(f"corruption {name}: severity = {severity!r}, expected 1, 2, 3, 4 or 5")
+                made.append(Corrupted(f"{name} {severity}", name, int(severity), levels))
     return made
 
 
+def _domains(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
+    only(rest, ("n",), "domain")
+    n = int(parse_number(rest["n"], "domain: n")) if "n" in rest else None
+    return [OfDomain(f"domain {name}", str(name), n) for name in listed_values(names, "domain")]
+
+
 def _outliers(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
-    _only(rest, ("n", "distance"), "outliers")
+    only(rest, ("n", "distance"), "outliers")
     n = int(parse_number(rest.get("n", 500), "outliers: n"))
     if n < 2:
         raise ConfigError(f"outliers: n = {n}, expected at least 2")
@@ -287,14 +384,24 @@ def _outliers(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
     if distance not in (None, "near", "far"):
         raise ConfigError(f"outliers: distance = {distance!r}, expected near or far")
     made: list[Condition] = []
-    for name in map(str, _listed(names, "outliers")):
+    for name in map(str, listed_values(names, "outliers")):
         if ":" not in name:
             OUTLIERS.get(name)
         made.append(Outliers(f"outliers {name}", name, n, distance or DISTANCE.get(name)))
     return made
 
 
-def _only(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+MAKERS: Mapping[str, Maker] = {
+    "attack": _attacks,
+    "corruption": _corruptions,
+    "domain": _domains,
+    "outliers": _outliers,
+}
+# Names that stand for several corruptions.
+SETS = {"fifteen": FIFTEEN, "extra": EXTRA, "all": (*FIFTEEN, *EXTRA)}
+
+
+def only(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:
     for key in given:
         if key not in known:
             raise ConfigError(f"{what}: " + unknown_name("parameter", str(key), known))
@@ -327,8 +434,3 @@ def _distinct(conditions: list[Condition]) -> list[Condition]:
         seen[label] = condition
         out.append(condition)
     return out
-
-
-def labels_tensor(split: Split, rows: slice) -> Tensor:
-    """Labels of some rows as an int64 tensor."""
-    return torch.from_numpy(split.labels[rows])

@@ -43,6 +43,8 @@ def separation(scores: Mapping[str, Scores]) -> Iterator[Found]:
 
 
 def _gains(scores: Mapping[str, Scores]) -> Iterator[Found]:
+    if not scores:
+        return
     first, *others = scores.items()
     name, base = first
     compared = [(probe, paired.compare_auroc(s.clean, s.unknown, base.clean, base.unknown)) for probe, s in others]

@@ -88,10 +88,9 @@ def _work(kind: str, folder: str, suite: dict[str, Any], what: Any) -> dict[str,
 
 
 def _train(context: Context, name: str) -> dict[str, Any]:
-    from defenses.trainer import train
-
     started = time.perf_counter()
-    defense, architecture, recipe, seed, out = context.training[name]
+    training = context.training[name]
+    out = training.folder
     last: dict[str, Any] = {}
 
     def on_epoch(row: dict[str, Any]) -> None:
@@ -99,11 +98,11 @@ def _train(context: Context, name: str) -> dict[str, Any]:
         # Through a file, so that the run's own process sees it whichever process trains.
         write_atomically(out / PROGRESS, lambda file: file.write_text(json.dumps(row)))
 
-    train(defense, architecture, context.data, recipe, out, seed, on_epoch)
+    training.run(on_epoch)
     seconds = time.perf_counter() - started
     write_atomically(out / "timing.json", lambda file: file.write_text(json.dumps({"seconds": round(seconds, 1)})))
     (out / PROGRESS).unlink(missing_ok=True)
-    return {**last, "epochs": recipe.epochs, "seconds": seconds}
+    return {**last, "epochs": training.epochs, "seconds": seconds}
 
 
 def run_suite(
@@ -133,7 +132,7 @@ def run_suite(
     context = Context(suite, folder)
     context.validate()
     folder.mkdir(parents=True, exist_ok=True)
-    hooks.message(f"suite {suite.name}: {_count(len(suite.models), 'model')} on {suite.data}, into {folder}")
+    hooks.message(f"suite {suite.name}: {_count(len(context.evaluated), 'model')} on {suite.data}, into {folder}")
     previous = previous_suite(folder)
     if previous is not None and previous.get("name") != suite.name:
         hooks.message(
@@ -147,6 +146,7 @@ def run_suite(
         hooks.message(f"left out: {name} ({why})")
     runner = _Runner(context, executor, workers, hooks)
     runner.run()
+    context = runner.context
     unchanged = not runner.log.computed and not runner.log.trained and not runner.log.failures
     results = unchanged_results(context) if unchanged else None
     if results is None:
@@ -178,12 +178,34 @@ class _Runner:
 
     def run(self) -> None:
         """Do all that is missing."""
-        self._wave([self._job("train", name) for name, spec in self.context.training.items() if not _trained(spec)])
+        self._wave(
+            [self._job("train", name) for name, training in self.context.training.items() if not training.is_done]
+        )
+        self._leave_out_probes()
         jobs = []
-        for entry in self.context.suite.models:
-            if entry.name not in self.log.broken:
-                jobs += self._model_jobs(entry.name)
+        for name in self.context.evaluated:
+            if name not in self.log.broken:
+                jobs += self._model_jobs(name)
         self._wave(jobs)
+
+    def _leave_out_probes(self) -> None:
+        """Go on without the probes whose members could not be trained or loaded."""
+        suite, lost = self.context.suite, set()
+        for probe in self.context.probes:
+            try:
+                self.context.members(probe)
+            except RobustBenchExtError as error:
+                lost.add(probe.label)
+                broken = [member for member in probe.members if member in self.log.broken]
+                why = f"its member {', '.join(broken)} could not be trained" if broken else str(error)
+                self._fail(f"{probe.kind} {probe.label}", why)
+        if lost:
+            entries = zip(self.context.probes, (*suite.detectors, *suite.uq), strict=True)
+            kept = [(probe.kind, entry) for probe, entry in entries if probe.label not in lost]
+            detectors = tuple(entry for kind, entry in kept if kind == "detector")
+            uq = tuple(entry for kind, entry in kept if kind != "detector")
+            self.context = Context(suite.model_copy(update={"detectors": detectors, "uq": uq}), self.context.folder)
+            self._suite = self.context.suite.model_dump(by_alias=True, mode="json")
 
     def _model_jobs(self, name: str) -> list[Job]:
         try:
@@ -193,6 +215,7 @@ class _Runner:
             self._fail(name, str(error))
             self.hooks.message(f"{name}: {error}")
             return []
+        self.context.try_again(name)
         check = self._job("check", name)
         jobs = []
         if not self.context.store.has(self.context.preflight_key(name)):
@@ -210,7 +233,7 @@ class _Runner:
                 continue
             needs = {check.id} | (fits if cell.split == "test" else trains if cell.split != "train" else set())
             if cell.split == "test" and cell.condition != CLEAN:
-                needs |= {ids[clean] for clean in self.context.clean_cells(cell) if not done[clean]}
+                needs |= {ids[clean] for clean in self.context.clean_cells(cell) if not done.get(clean, True)}
             fields = (cell.model, cell.condition, cell.split, cell.chunk)
             payload = ("cell", str(self.context.folder), self._suite, fields)
             jobs.append(Job(ids[cell], str(cell), payload, frozenset(needs)))
@@ -287,7 +310,7 @@ class _Runner:
     def _epoch(self, name: str) -> dict[str, Any] | None:
         """The last finished epoch of a model that is training somewhere."""
         try:
-            row: dict[str, Any] = json.loads((self.context.training[name][-1] / PROGRESS).read_text())
+            row: dict[str, Any] = json.loads((self.context.training[name].folder / PROGRESS).read_text())
         except (OSError, ValueError):
             return None
         return row
@@ -297,7 +320,3 @@ class _Runner:
         if trace:
             with (self.context.folder / "failures.log").open("a", encoding="utf-8") as file:
                 file.write(f"{what}\n{trace}\n")
-
-
-def _trained(spec: tuple[Any, ...]) -> bool:
-    return bool((spec[-1] / "model.json").is_file())

@@ -12,18 +12,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from robustbench_ext import fingerprint
-from robustbench_ext.conditions import Condition, Inputs, UnderAttack, is_available, labels_tensor, parse_conditions
-from robustbench_ext.data import Split, load_dataset
-from robustbench_ext.errors import ConfigError, DataError, unknown_name
-from robustbench_ext.models import LoadedModel, Observations, Taps, load_model, observe
-from robustbench_ext.preflight import PREFLIGHT_VERSION, Check, preflight
-from robustbench_ext.probes import Probe, no_gradient, parse_probes, scorer
+from robustbench_ext import __version__, fingerprint
+from robustbench_ext.checks import Check
+from robustbench_ext.classification import Classification
+from robustbench_ext.conditions import Condition, Inputs, UnderAttack, is_available
+from robustbench_ext.data import Dataset, Split, load_dataset
+from robustbench_ext.data.base import REGRESSION
+from robustbench_ext.errors import ConfigError, ModelError, RobustBenchExtError, unknown_name
+from robustbench_ext.models import LoadedModel
+from robustbench_ext.probes import Fitting, Probe, Shown, has_gradient, no_gradient, parse_probes, scorer
 from robustbench_ext.records import RecordStore
+from robustbench_ext.regression import Regression
 from robustbench_ext.suite import ModelEntry, Suite
+from robustbench_ext.task import Columns, Task, Training
 from robustbench_ext.validation import SPLIT as VALIDATION
 from robustbench_ext.validation import ValidationData
 
@@ -47,6 +51,11 @@ class Cell:
         return f"{self.model} · {self.condition}{where}{part}"
 
 
+def task_of(data: Dataset) -> Task:
+    """What the engine leaves to the task that the data decides."""
+    return Regression(data) if data.task == REGRESSION else Classification(data)
+
+
 class Context:
     """A suite resolved against a run folder."""
 
@@ -54,21 +63,55 @@ class Context:
         self.suite = suite
         self.folder = folder
         self.data = load_dataset(suite.data)
+        self.task = task_of(self.data)
         available = [entry for entry in suite.conditions if is_available(entry)]
         self.left_out = [
             str(e.get("attack") or e.get("outliers"))
             for e in suite.conditions
             if e not in available and isinstance(e, dict)
         ]
-        self.conditions = {c.label: c for c in parse_conditions(available)}
-        self.probes = parse_probes(suite.detectors, suite.uq)
-        self.taps = tuple(sorted({tap for probe in self.probes for tap in probe.taps()}))
+        self.conditions = {c.label: c for c in self.task.conditions(available)}
+        self.probes = parse_probes(suite.detectors, suite.uq, self.task.estimator)
         self.store = RecordStore(folder / "records")
         self._models: dict[str, LoadedModel] = {}
-        self._readers: dict[str, Taps] = {}
+        self._others: dict[str, LoadedModel] = {}  # members of probes that are no models of the suite
+        self._readers: dict[str, Any] = {}
         self._fitted: dict[tuple[str, str], Any] = {}
+        self._unfit_keys: dict[tuple[str, str], str] = {}
         self._splits: dict[tuple[str, str], Split] = {}
         self._validations: dict[str, ValidationData] = {}
+
+    def probes_of(self, model: str) -> list[Probe]:
+        """The probes that are read off a model."""
+        return [probe for probe in self.probes if not probe.only or model in probe.only]
+
+    def probes_read(self, model: str) -> list[Probe]:
+        """Those of them that could be fitted, as far as is known: the others are failures of their own, not of the cells."""
+        return [probe for probe in self.probes_of(model) if self.unfit(model, probe) is None]
+
+    def unfit(self, model: str, probe: Probe) -> str | None:
+        """Why a probe could not be fitted for a model; None where it could, or was not tried yet."""
+        key = self._unfit_key(model, probe)
+        return str(self.store.meta(key)["error"]) if self.store.has(key) else None
+
+    def _unfit_key(self, model: str, probe: Probe) -> str:
+        if (model, probe.label) not in self._unfit_keys:
+            identity = {"kind": "unfit", "version": __version__, **self._fit_identity(model, probe)}
+            self._unfit_keys[model, probe.label] = fingerprint.key_of(identity)
+        return self._unfit_keys[model, probe.label]
+
+    def try_again(self, model: str) -> None:
+        """Forget which probes could not be fitted: a package may have been installed since."""
+        for probe in self.probes_of(model):
+            self.store.discard(self._unfit_key(model, probe))
+
+    def conditions_of(self, model: str) -> dict[str, Condition]:
+        """The conditions that a model meets, by label."""
+        return {k: c for k, c in self.conditions.items() if not c.only or model in c.only}
+
+    def taps(self, model: str) -> list[str]:
+        """The features that the probes of a model read."""
+        return sorted({tap for probe in self.probes_of(model) for tap in probe.taps()})
 
     # Models ----------------------------------------------------------------------------------------------------------
 
@@ -77,58 +120,52 @@ class Context:
         return next(entry for entry in self.suite.models if entry.name == name)
 
     @cached_property
-    def training(self) -> dict[str, tuple[Any, ...]]:
-        """Defense, architecture, recipe, seed and folder of every model that the run trains itself."""
-        from defenses.recipes import plan
-        from defenses.trainer import Architecture, training_key
-
-        out: dict[str, tuple[Any, ...]] = {}
-        for entry in self.suite.models:
-            if entry.train is None:
-                continue
-            told = entry.train
-            try:
-                made = plan(told.defense_name(), told.recipe, told.defense_options(), told.network, told.kwargs)
-            except ConfigError as error:
-                raise ConfigError(f"model '{entry.name}': {error}") from None
-            architecture = Architecture(
-                made.network,
-                self.data.shape,
-                len(self.data.classes),
-                entry.mean,
-                entry.std,
-                dict(made.kwargs) or None,
-            )
-            key = training_key(made.defense, architecture, self.data, made.recipe, told.seed)
-            out[entry.name] = (made.defense, architecture, made.recipe, told.seed, self.folder / "models" / key)
-        return out
+    def training(self) -> dict[str, Training]:
+        """Every model that the run trains itself."""
+        trained = [entry for entry in self.suite.models if entry.train is not None]
+        return {entry.name: self.task.training(entry, self.folder / "models") for entry in trained}
 
     def model(self, name: str) -> LoadedModel:
         """The model, loaded once per process."""
         if name not in self._models:
-            entry = self.entry(name)
-            if entry.train is not None:
-                folder = self.training[name][-1]
-                self._models[name] = load_model(str(folder))
-            else:
-                self._models[name] = load_model(
-                    str(entry.spec),
-                    shape=self.data.shape,
-                    num_classes=len(self.data.classes),
-                    mean=entry.mean,
-                    std=entry.std,
-                    weights=entry.weights,
-                    kwargs=entry.kwargs,
-                )
+            trained = self.training.get(name)
+            loaded = self.task.load(self.entry(name)) if trained is None else self.task.load_other(str(trained.folder))
+            self._models[name] = loaded
         return self._models[name]
+
+    def members(self, probe: Probe) -> list[LoadedModel]:
+        """The other models that a probe needs, such as those of an ensemble."""
+        return [self.model(m) if m in self.names else self._other(m, probe) for m in probe.members]
+
+    @property
+    def names(self) -> list[str]:
+        """The suite's models."""
+        return [entry.name for entry in self.suite.models]
+
+    @property
+    def evaluated(self) -> list[str]:
+        """Those of them that are evaluated; the others serve as members of ensembles."""
+        return [entry.name for entry in self.suite.models if entry.evaluate]
+
+    def _other(self, spec: str, probe: Probe) -> LoadedModel:
+        if spec not in self._others:
+            try:
+                self._others[spec] = self.task.load_other(spec)
+            except ModelError as error:
+                raise ConfigError(
+                    f"{probe.kind} '{probe.label}', member '{spec}': it is none of the suite's models "
+                    f"({', '.join(self.names)}), and: {error}"
+                ) from None
+        return self._others[spec]
 
     # Samples and keys ------------------------------------------------------------------------------------------------
 
     def samples(self, condition: Condition, split: str) -> Split:
         """The samples of a condition; `n` cuts the test split only."""
-        key = (condition.label if condition.kind == "outliers" else CLEAN, split)
+        key = (condition.label if condition.own_samples else CLEAN, split)
         if key not in self._splits:
-            self._splits[key] = condition.samples(self.data, split, self.suite.n if split == "test" else None)
+            n = self.suite.n if split == "test" else None
+            self._splits[key] = condition.samples(self.data, split, n, self.suite.seed)
         return self._splits[key]
 
     def chunks(self, condition: Condition, split: str) -> int:
@@ -154,7 +191,7 @@ class Context:
         condition = self.conditions[cell.condition]
         samples = self.samples(condition, cell.split)
         # The whole split's fingerprint and the chunk's ids: a larger n reuses the chunks of a smaller one.
-        source = samples if condition.kind == "outliers" else self.data[cell.split]
+        source = samples if condition.own_samples else self.data[cell.split]
         against = {}
         if condition.against is not None:
             probe = self.probe(condition.against)
@@ -164,7 +201,7 @@ class Context:
             "kind": "observations",
             "version": RECORD_VERSION,
             "model": self.model(cell.model).fingerprint,
-            "taps": list(self.taps),
+            "taps": self.taps(cell.model),
             "condition": condition.spec(),
             "samples": source.fingerprint(),
             "ids": fingerprint.hash_strings(samples.ids[self.rows(cell)].tolist()),
@@ -191,8 +228,11 @@ class Context:
 
     def _fit_identity(self, model: str, probe: Probe) -> dict[str, Any]:
         """A probe with all that it is fitted on."""
-        fitted = [self.observation_key(c) for c in self.fit_cells(model, probe.fit_on)]
+        probe = probe.beside(model)
+        fitted = [self.observation_key(c) for split in probe.fit_on for c in self.fit_cells(model, split)]
         found: dict[str, Any] = {"probe": probe.spec(), "fitted on": fitted}
+        if probe.members:
+            found["members"] = [member.fingerprint for member in self.members(probe)]
         if probe.validate is not None:
             chosen = self.validation(probe).identity(self.suite.seed, self.suite.batch_size)
             found["chosen on"] = {"model": self.model(model).fingerprint, **chosen}
@@ -215,13 +255,13 @@ class Context:
 
     def cells(self, model: str) -> list[Cell]:
         """All cells of a model: those that probes are fitted on, clean, then the other conditions."""
-        splits = {p.fit_on for p in self.probes}
+        splits = {split for p in self.probes_of(model) for split in p.fit_on}
         if self.thresholds:
             splits.add(VALIDATION)
         fits = [c for s in sorted(splits, reverse=True) for c in self.fit_cells(model, s)]  # train before calibration
         tests = [
             Cell(model, label, "test", chunk)
-            for label, condition in self.conditions.items()
+            for label, condition in self.conditions_of(model).items()
             for chunk in range(self.chunks(condition, "test"))
         ]
         return fits + tests
@@ -233,9 +273,12 @@ class Context:
 
     def read_in(self, cell: Cell) -> list[Probe]:
         """The probes that are read in a cell: all on test samples, detectors on calibration samples too."""
+        if cell.split not in ("test", VALIDATION):
+            return []
+        probes = self.probes_read(cell.model)
         if cell.split == "test":
-            return self.probes
-        return [p for p in self.probes if p.kind == "detector"] if cell.split == VALIDATION else []
+            return probes
+        return [p for p in probes if p.kind == "detector"]
 
     def is_done(self, cell: Cell) -> bool:
         """Whether all records of a cell are there."""
@@ -255,82 +298,107 @@ class Context:
             meta = {"what": str(cell), "identity": self.observation_identity(cell)}
             self.store.save(key, columns, {**meta, "seconds": round(time.perf_counter() - started, 3)})
         columns = self.store.load(key)
+
+        def inputs() -> Tensor:
+            # Inputs are not stored. They are deterministic, so making them again gives the same ones.
+            nonlocal made
+            made = made or self._inputs(cell)
+            return made.x
+
         for probe in self.read_in(cell):
             probe_key = self.probe_key(cell, probe)
             if not self.store.has(probe_key):
                 begun = time.perf_counter()
-                x = None
-                if probe.reads_inputs:
-                    # Inputs are not stored. They are deterministic, so making them again gives the same ones.
-                    made = made or self._inputs(cell)
-                    x = made.x
-                model = self.model(cell.model).module
-                read = probe.read(self._fit(cell.model, probe), _observations(columns), model, x)
+                model, seed = self.model(cell.model).module, self.suite.seed
+                shown = Shown(model, inputs, columns["id"], seed, self.suite.batch_size)
+                try:
+                    fitted = self._fit(cell.model, probe)
+                except RobustBenchExtError as error:
+                    # Its failure alone: the model's other probes and conditions go on without it.
+                    self.store.save(
+                        self._unfit_key(cell.model, probe),
+                        {},
+                        {"what": f"{cell.model} · {probe.label}", "error": str(error)},
+                    )
+                    continue
+                read = probe.read(fitted, self.task.seen([columns]), shown)
                 meta = {"what": f"{cell} · {probe.label}", "identity": self.probe_identity(cell, probe)}
+                meta["fitted"] = _about(fitted)
                 self.store.save(probe_key, read, {**meta, "seconds": round(time.perf_counter() - begun, 3)})
-        return {"correct": _correct(columns), "n": len(columns["label"]), "seconds": time.perf_counter() - started}
+        return {**self.task.progress(columns), "n": len(columns["label"]), "seconds": time.perf_counter() - started}
 
     def _inputs(self, cell: Cell) -> Inputs:
         """What the condition makes of the cell's samples."""
         condition = self.conditions[cell.condition]
         samples, rows = self.samples(condition, cell.split), self.rows(cell)
-        x, y, ids = samples.images(rows), labels_tensor(samples, rows), samples.ids[rows]
+        x, y, ids = (
+            self.task.inputs(samples, rows),
+            torch.from_numpy(self.task.targets(samples, rows)),
+            samples.ids[rows],
+        )
         clean = None
         if condition.kind == "attack":
-            clean = torch.cat([torch.from_numpy(self._needed(c)["logits"]) for c in self.clean_cells(cell)])
+            clean = self.task.clean_outputs([self._needed(c) for c in self.clean_cells(cell)])
         if condition.against is not None and isinstance(condition, UnderAttack):
             condition = condition.bind(scorer(self._fit(cell.model, self.probe(condition.against))))
         return condition.apply(self.model(cell.model).module, x, y, ids, self.suite.seed, clean, self.suite.batch_size)
 
-    def _observe(self, cell: Cell, made: Inputs) -> dict[str, np.ndarray]:
+    def _observe(self, cell: Cell, made: Inputs) -> Columns:
         condition = self.conditions[cell.condition]
         samples, rows = self.samples(condition, cell.split), self.rows(cell)
-        y, ids = labels_tensor(samples, rows), samples.ids[rows]
-        model = self.model(cell.model).module
         if cell.model not in self._readers:
-            self._readers[cell.model] = Taps(model, self.taps)
-        seen = observe(model, made.x, y, self._readers[cell.model], self.suite.batch_size)
-        if condition.kind == CLEAN and int(y.max()) >= seen.logits.shape[1]:
-            raise DataError(
-                f"labels reach {int(y.max())}, but model '{cell.model}' has {seen.logits.shape[1]} outputs. "
-                f"Use data and a model with the same classes."
-            )
-        columns = {"id": ids, "label": y.numpy(), "logits": seen.logits.numpy(), **made.columns}
-        columns |= {f"features/{name}": value.numpy() for name, value in seen.features.items()}
+            self._readers[cell.model] = self.task.reader(self.model(cell.model).module, self.taps(cell.model))
+        targets = self.task.targets(samples, rows)
+        seen = self.task.observe(self._readers[cell.model], made.x, targets, self.suite.batch_size)
+        if condition.kind == CLEAN:
+            self.task.check_clean(cell.model, seen)
+        columns = {"id": samples.ids[rows], **seen, **made.columns}
         if cell.chunk == 0 and cell.split == "test":
-            columns["preview"] = (made.x[:PREVIEWS].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+            columns |= self.task.preview(made.x[:PREVIEWS])
         return columns
 
     def _fit(self, model: str, probe: Probe) -> Any:
         if (model, probe.label) not in self._fitted:
-            parts = [_observations(self._needed(c)) for c in self.fit_cells(model, probe.fit_on)]
-            seen = Observations(
-                torch.cat([p.logits for p in parts]),
-                torch.cat([p.labels for p in parts]),
-                {name: torch.cat([p.features[name] for p in parts]) for name in parts[0].features},
-            )
-            module, validation = self.model(model).module, None
+            probe = probe.beside(model)
+            cells = {split: self.fit_cells(model, split) for split in probe.fit_on}
+            module, seed, validation = self.model(model).module, self.suite.seed, None
             if probe.validate is not None:
-                validation = self.validation(probe).make(module, self.suite.seed, self.suite.batch_size)
-            self._fitted[model, probe.label] = probe.fit(seen, module, validation)
+                validation = self.validation(probe).make(module, seed, self.suite.batch_size)
+            fitting = Fitting(
+                {split: self.task.seen([self._needed(c) for c in mine]) for split, mine in cells.items()},
+                module,
+                seed,
+                lambda split: (self.task.inputs(self.data[split], slice(None)), self.data[split].ids),
+                [member.module for member in self.members(probe)],
+                validation,
+            )
+            self._fitted[model, probe.label] = probe.fit(fitting)
         return self._fitted[model, probe.label]
 
-    def _needed(self, cell: Cell) -> dict[str, np.ndarray]:
+    def _needed(self, cell: Cell) -> Columns:
         if not self.store.has(self.observation_key(cell)):
             self.compute(cell)
         return self.store.load(self.observation_key(cell))
 
     def fitted_summaries(self, model: str) -> dict[str, dict[str, float]]:
         """Numbers that fitted probes report of themselves, such as the temperature."""
-        out = {}
-        for probe in self.probes:
-            if summary := self._fit(model, probe).summary():
-                out[probe.label] = summary
-        return out
+        said = {probe.label: self._said(model, probe)["summary"] for probe in self.probes_read(model)}
+        return {label: summary for label, summary in said.items() if summary}
 
     def fit_warnings(self, model: str) -> list[str]:
         """What readers should know of the fitted probes."""
-        return [f"{model}, {p.label}: {text}" for p in self.probes for text in self._fit(model, p).warnings()]
+        return [
+            f"{model}, {p.label}: {text}" for p in self.probes_read(model) for text in self._said(model, p)["warnings"]
+        ]
+
+    def _said(self, model: str, probe: Probe) -> dict[str, Any]:
+        """What a fitted probe says of itself, from a record that it made: fitting it again only for this may take long."""
+        for cell in self.cells(model):
+            if probe in self.read_in(cell) and self.store.has(key := self.probe_key(cell, probe)):
+                # Records of earlier versions do not hold it.
+                said: dict[str, Any] = self.store.meta(key).get("fitted") or _about(self._fit(model, probe))
+                return said
+        return {"summary": {}, "warnings": []}  # it was never read: the failures say why
 
     # Preflight -------------------------------------------------------------------------------------------------------
 
@@ -339,9 +407,9 @@ class Context:
         return fingerprint.key_of(
             {
                 "kind": "preflight",
-                "version": PREFLIGHT_VERSION,
+                "version": self.task.preflight_version,
                 "model": self.model(model).fingerprint,
-                "samples": self.data["test"].fingerprint(),
+                "samples": self.task.preflight_samples(),
                 "seed": self.suite.seed,
             }
         )
@@ -350,49 +418,63 @@ class Context:
         """A model's checks, made once."""
         key = self.preflight_key(model)
         if not self.store.has(key):
-            checks = preflight(self.model(model).module, self.data["test"], seed=self.suite.seed)
+            checks = self.task.preflight(self.model(model).module, self.suite.seed)
             self.store.save(key, {}, {"what": f"{model} · preflight", "checks": [vars(c) for c in checks]})
         return [Check(**check) for check in self.store.meta(key)["checks"]]
 
     def validate(self) -> None:
         """Find out now what would fail later: splits that probes need, defenses and recipes that do not exist."""
+        restricted = [(p.label, p.only) for p in self.probes] + [(c.label, c.only) for c in self.conditions.values()]
+        for label, only in restricted:
+            for name in only:
+                if name not in self.names:
+                    raise ConfigError(f"'{label}': only: {unknown_name('model', name, self.names)}")
         for probe in self.probes:
-            if probe.fit_on not in self.data.splits:
-                raise ConfigError(
-                    f"{probe.kind} '{probe.label}' is fitted on the {probe.fit_on} split, which {self.suite.data} lacks. "
-                    f"Add such a split to the data, or leave the {probe.kind} out."
-                )
-            if probe.validate is not None:
-                if VALIDATION not in self.data.splits:
-                    raise ConfigError(
-                        f"{probe.kind} '{probe.label}' chooses its parameters on the {VALIDATION} split, which "
-                        f"{self.suite.data} lacks. Add such a split to the data, or leave out validate."
-                    )
-                self.validation(probe)
+            self._validate_probe(probe)
         for condition in self.conditions.values():
-            labels = [probe.label for probe in self.probes]
-            if condition.against is not None and condition.against not in labels:
-                raise ConfigError(
-                    f"condition '{condition.label}': {unknown_name('detector or estimator', condition.against, labels)} "
-                    f"An adaptive attack needs it among the suite's detectors or uq."
-                )
-            if condition.against is not None and not getattr(
-                self.probe(condition.against).fresh(), "differentiable", True
-            ):
-                raise ConfigError(f"condition '{condition.label}': {no_gradient(condition.against)}")
+            if condition.against is not None:
+                self._validate_against(condition, condition.against)
+        self.task.refuse(self)
         if self.training and "train" not in self.data.splits:
             raise ConfigError(f"{self.suite.data} has no train split, but the suite trains {', '.join(self.training)}")
 
+    def _validate_probe(self, probe: Probe) -> None:
+        for split in probe.fit_on:
+            if split not in self.data.splits:
+                raise ConfigError(
+                    f"{probe.kind} '{probe.label}' is fitted on the {split} split, which {self.suite.data} lacks. "
+                    f"Add such a split to the data, or leave the {probe.kind} out."
+                )
+        for model in self.evaluated:
+            if probe in self.probes_of(model):
+                probe.beside(model).fresh()
+        for member in probe.members:
+            if member not in self.names:
+                self._other(member, probe)  # the suite's own are there once they are trained
+        if probe.validate is not None:
+            if VALIDATION not in self.data.splits:
+                raise ConfigError(
+                    f"{probe.kind} '{probe.label}' chooses its parameters on the {VALIDATION} split, which "
+                    f"{self.suite.data} lacks. Add such a split to the data, or leave out validate."
+                )
+            self.validation(probe)
 
-def _observations(columns: dict[str, np.ndarray]) -> Observations:
-    features = {n.partition("/")[2]: torch.from_numpy(v) for n, v in columns.items() if n.startswith("features/")}
-    return Observations(torch.from_numpy(columns["logits"]), torch.from_numpy(columns["label"]), features)
+    def _validate_against(self, condition: Condition, against: str) -> None:
+        labels = [probe.label for probe in self.probes]
+        if against not in labels:
+            raise ConfigError(
+                f"condition '{condition.label}': {unknown_name('detector or estimator', against, labels)} "
+                f"An adaptive attack needs it among the suite's detectors or uq."
+            )
+        if not has_gradient(self.probe(against).fresh()):
+            raise ConfigError(f"condition '{condition.label}': {no_gradient(against)}")
+        for model in self.evaluated:
+            if condition.label in self.conditions_of(model) and self.probe(against) not in self.probes_of(model):
+                raise ConfigError(
+                    f"condition '{condition.label}': model '{model}' meets it, and '{against}' is not read off that model. "
+                    f"Give both the same only:."
+                )
 
 
-def _correct(columns: dict[str, np.ndarray]) -> int | None:
-    """Correct samples of a record: by the attack's verdict where there was one; None for outliers."""
-    if "broken" in columns:
-        return int((~columns["broken"]).sum())
-    if (columns["label"] < 0).any():
-        return None
-    return int((columns["logits"].argmax(1) == columns["label"]).sum())
+def _about(fitted: Any) -> dict[str, Any]:
+    return {"summary": fitted.summary(), "warnings": list(fitted.warnings())}

@@ -4,89 +4,29 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from robustbench_ext import detection_rows
+from robustbench_ext import detection_rows, measure_regression, measure_uncertainty
 from robustbench_ext.conditions import Condition, UnderAttack
 from robustbench_ext.doubts import Attacked, access_of, doubts
-from robustbench_ext.evaluate import CLEAN, PREVIEWS, Cell, Context
+from robustbench_ext.evaluate import CLEAN, PREVIEWS, Context
+from robustbench_ext.measured import Columns, Measured, Place, Tables, rounded, row
 from robustbench_ext.metrics import METRICS, Estimate, audit, distance, energy, tails
-from robustbench_ext.metrics import calibration as cal
 from robustbench_ext.metrics import classification as cls
 from robustbench_ext.metrics import detection as det
 from robustbench_ext.metrics.intervals import bootstrap_mean
 from robustbench_ext.numbers import format_number
 from robustbench_ext.probes import CLASSIFIER
-from robustbench_ext.results import Cost, Curve, Finding, Row, finite
-from robustbench_ext.validation import SPLIT as VALIDATION
-from robustbench_ext.validation import held_out
+from robustbench_ext.results import Cost, Finding
 
-Columns = dict[str, np.ndarray]
 HISTOGRAM_BINS = 40
 RIGHT = "classified correctly"  # the group of clean samples that attacks work on
+CORRUPTIONS, DOMAINS = "all corruptions", "all domains"  # labels of what is taken over several conditions
 NAMED_CLASSES = 10  # of a group of classes; the others are counted
-
-
-@dataclass
-class Measured:
-    """What the records of a run say."""
-
-    rows: list[Row]
-    curves: list[Curve]
-    cost: list[Cost]
-    gallery: list[dict[str, Any]]
-    worst_cases: list[dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
-    doubts: list[Finding] = field(default_factory=list)
-
-
-class _Tables:
-    """The joined records of a run: one table per (model, condition), and one per (model, condition, probe)."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self.observations = lru_cache(maxsize=64)(self._observations)
-        self.probe = lru_cache(maxsize=256)(self._probe)
-        self.calibration = lru_cache(maxsize=256)(self._calibration)
-
-    def _cells(self, model: str, condition: str) -> list[Cell]:
-        chunks = self._context.chunks(self._context.conditions[condition], "test")
-        return [Cell(model, condition, "test", chunk) for chunk in range(chunks)]
-
-    def complete(self, model: str, condition: str) -> bool:
-        """Whether every record is there."""
-        return all(self._context.is_done(cell) for cell in self._cells(model, condition))
-
-    def _observations(self, model: str, condition: str) -> Columns:
-        keys = [self._context.observation_key(cell) for cell in self._cells(model, condition)]
-        return _join([self._context.store.load(key) for key in keys])
-
-    def _probe(self, model: str, condition: str, label: str) -> Columns:
-        probe = next(p for p in self._context.probes if p.label == label)
-        keys = [self._context.probe_key(cell, probe) for cell in self._cells(model, condition)]
-        return _join([self._context.store.load(key) for key in keys])
-
-    def _calibration(self, model: str, label: str) -> np.ndarray | None:
-        """A detector's scores of clean calibration samples that it has not chosen parameters on; None without a split."""
-        if not self._context.thresholds:
-            return None
-        probe = self._context.probe(label)
-        cells = self._context.fit_cells(model, VALIDATION)
-        if not all(self._context.is_done(cell) for cell in cells):
-            return None
-        scores = np.concatenate([self._context.store.load(self._context.probe_key(c, probe))["score"] for c in cells])
-        return scores if probe.validate is None else scores[held_out(len(scores))]
-
-
-def _join(parts: list[Columns]) -> Columns:
-    """Chunks in order; features and previews are not needed for metrics of more than one chunk."""
-    names = [n for n in parts[0] if not n.startswith("features/")]
-    return {n: parts[0][n] if n == "preview" else np.concatenate([p[n] for p in parts]) for n in names}
 
 
 def correct(columns: Columns) -> np.ndarray:
@@ -102,12 +42,13 @@ def correct(columns: Columns) -> np.ndarray:
 
 def measure(context: Context, models: Sequence[str]) -> Measured:
     """All results of these models' complete records; conditions with missing records are left out."""
-    tables = _Tables(context)
-    out = Measured([], [], [], [], [])
+    if context.data.task == "regression":
+        return measure_regression.measure(context, models)
+    tables, out = Tables(context), Measured.nothing()
     for model in models:
         if not tables.complete(model, CLEAN):
             continue
-        done = {k: c for k, c in context.conditions.items() if tables.complete(model, k)}
+        done = {k: c for k, c in context.conditions_of(model).items() if tables.complete(model, k)}
         for label, condition in done.items():
             columns = tables.observations(model, label)
             if condition.facts().get("minimum_norm"):
@@ -115,7 +56,8 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
                 _distances(out, tables, model, condition, columns)
             elif condition.kind != "outliers":
                 _classifier(out, context, model, condition, columns)
-                _estimators(out, context, tables, model, condition)
+                if "audit" not in columns:  # an audit leaves most samples without a verdict of their own
+                    measure_uncertainty.estimators(out, context, tables, model, label)
             if _target(condition) != "none":
                 _targeted(out, tables, model, condition, columns)
             _energies(out, tables, model, condition, columns)
@@ -132,26 +74,10 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
                     )
                 )
         _worst_cases(out, context, tables, model, set(done))
+        _shifts(out, tables, model, context.conditions_of(model), set(done))
         _doubts(out, context, tables, model, done)
         _gallery(out, tables, model, done)
     return out
-
-
-def _row(model: str, condition: str, probe: str, metric: str, estimate: Estimate, **extra: Any) -> Row:
-    return Row(
-        model=model,
-        condition=condition,
-        probe=probe,
-        metric=metric,
-        value=finite(estimate.value),
-        ci_low=finite(estimate.ci_low),
-        ci_high=finite(estimate.ci_high),
-        ci_level=estimate.level,
-        ci_method=estimate.ci_method,
-        n=estimate.n,
-        reason=estimate.reason,
-        **extra,
-    )
 
 
 def _accuracies(
@@ -159,19 +85,19 @@ def _accuracies(
 ) -> None:
     """Overall, per class, worst class, and means over groups of classes."""
     classes = context.data.classes
-    out.rows.append(_row(model, condition, CLASSIFIER, name, cls.accuracy(right)))
+    out.rows.append(row(model, condition, CLASSIFIER, name, cls.accuracy(right)))
     for label, estimate in zip(classes, cls.per_class_accuracy(right, y, len(classes)), strict=True):
-        out.rows.append(_row(model, condition, CLASSIFIER, name, estimate, group=label))
+        out.rows.append(row(model, condition, CLASSIFIER, name, estimate, group=label))
     worst, k = cls.worst_class_accuracy(right, y, len(classes))
-    out.rows.append(_row(model, condition, CLASSIFIER, "worst_class_accuracy", worst, group=classes[k]))
+    out.rows.append(row(model, condition, CLASSIFIER, "worst_class_accuracy", worst, group=classes[k]))
     balanced = tails.balanced_accuracy(right, y, len(classes))
-    out.rows.append(_row(model, condition, CLASSIFIER, "balanced_accuracy", balanced))
+    out.rows.append(row(model, condition, CLASSIFIER, "balanced_accuracy", balanced))
     tail, lowest = tails.tail_accuracy(right, y, len(classes))
-    out.rows.append(_row(model, condition, CLASSIFIER, "tail30_accuracy", tail, group=_named(classes, lowest)))
+    out.rows.append(row(model, condition, CLASSIFIER, "tail30_accuracy", tail, group=_named(classes, lowest)))
     for group, members in _shots(context).items():
         estimate = tails.class_mean_accuracy(right, y, members)
         out.rows.append(
-            _row(model, condition, CLASSIFIER, f"{group}_accuracy", estimate, group=_named(classes, members))
+            row(model, condition, CLASSIFIER, f"{group}_accuracy", estimate, group=_named(classes, members))
         )
 
 
@@ -193,36 +119,23 @@ def _audited(out: Measured, context: Context, model: str, condition: str, column
     level = float(columns["audit_level"][0])
     counts = audit.count(columns["audit"], columns["broken"], level)
 
-    def row(name: str, estimate: Estimate, group: str | None = None) -> None:
-        out.rows.append(_row(model, condition, CLASSIFIER, name, estimate, group=group))
+    def add(name: str, estimate: Estimate, group: str | None = None) -> None:
+        out.rows.append(row(model, condition, CLASSIFIER, name, estimate, group=group))
 
-    row("robust_accuracy", counts.population())
-    row("audited_accuracy", counts.here())
-    row("screen_accuracy", cls.accuracy(columns["audit"] != audit.DECIDED))
-    row("audited_share", cls.accuracy(np.isin(columns["audit"], (audit.TAKEN, audit.DRAWN))))
+    add("robust_accuracy", counts.population())
+    add("audited_accuracy", counts.here())
+    add("screen_accuracy", cls.accuracy(columns["audit"] != audit.DECIDED))
+    add("audited_share", cls.accuracy(np.isin(columns["audit"], (audit.TAKEN, audit.DRAWN))))
     for k, label in enumerate(context.data.classes):
         here = columns["label"] == k
         if here.any():
             # A draw from all is a draw from each class.
-            row(
+            add(
                 "robust_accuracy",
                 audit.count(columns["audit"][here], columns["broken"][here], level).population(),
                 label,
             )
     out.notes.append(f"{model}, {condition}: {audit.describe(counts)}")
-
-
-def _calibration(out: Measured, model: str, condition: str, probe: str, logits: np.ndarray, y: np.ndarray) -> None:
-    confidence, right = cal.confidence_and_correctness(logits, y)
-    for metric, estimate in (
-        ("ece", cal.ece(confidence, right)),
-        ("nll", cal.nll(logits, y)),
-        ("brier", cal.brier(logits, y)),
-    ):
-        out.rows.append(_row(model, condition, probe, metric, estimate))
-    bins = [asdict(b) for b in cal.reliability(confidence, right)]
-    data = {name: [float(b[name]) for b in bins] for name in ("confidence", "accuracy", "low", "high", "n")}
-    out.curves.append(Curve(kind="reliability", model=model, condition=condition, probe=probe, data=data))
 
 
 def _classifier(out: Measured, context: Context, model: str, condition: Condition, columns: Columns) -> None:
@@ -232,14 +145,15 @@ def _classifier(out: Measured, context: Context, model: str, condition: Conditio
         return
     name = "robust_accuracy" if attacked else "accuracy"
     _accuracies(out, context, model, condition.label, name, correct(columns), columns["label"])
-    _calibration(out, model, condition.label, CLASSIFIER, columns["logits"], columns["label"])
+    place = Place(out, model, condition.label, CLASSIFIER)
+    measure_uncertainty.calibration(place, columns["logits"], columns["label"])
     if attacked:
         _mean_norm(out, model, condition, columns)
         members = condition.facts()["members"]
         if len(members) > 1:
             for number, member in enumerate(members):
                 share = cls.accuracy(columns["broken_by"] == number)
-                out.rows.append(_row(model, condition.label, CLASSIFIER, "broken_by", share, group=member))
+                out.rows.append(row(model, condition.label, CLASSIFIER, "broken_by", share, group=member))
 
 
 def _mean_norm(out: Measured, model: str, condition: Condition, columns: Columns) -> None:
@@ -247,7 +161,7 @@ def _mean_norm(out: Measured, model: str, condition: Condition, columns: Columns
     estimate = Estimate.undefined(len(moved), f"the attack broke {len(moved)} samples, too few for an interval")
     if len(moved) > 1:
         estimate = bootstrap_mean(moved)
-    out.rows.append(_row(model, condition.label, CLASSIFIER, "mean_norm", estimate))
+    out.rows.append(row(model, condition.label, CLASSIFIER, "mean_norm", estimate))
 
 
 def _target(condition: Condition) -> str | int:
@@ -256,38 +170,37 @@ def _target(condition: Condition) -> str | int:
     return target
 
 
-def _eligible(tables: _Tables, model: str, condition: Condition, columns: Columns) -> np.ndarray:
+def _eligible(tables: Tables, model: str, condition: Condition, columns: Columns) -> np.ndarray:
     """Samples that the attack had to do something about, bool (N,): correct clean, and not of the target class."""
     right = correct(tables.observations(model, CLEAN))
     target = _target(condition)
     return right & (columns["label"] != target) if isinstance(target, int) else right
 
 
-def _distances(out: Measured, tables: _Tables, model: str, condition: Condition, columns: Columns) -> None:
+def _distances(out: Measured, tables: Tables, model: str, condition: Condition, columns: Columns) -> None:
     """What a minimum-norm attack without a budget found: median and mean distance, robust accuracy at every budget."""
     distances = np.where(columns["reached"], columns["norm"].astype(np.float64), np.inf)
     mine = _eligible(tables, model, condition, columns)
-    out.rows.append(_row(model, condition.label, CLASSIFIER, "median_norm", distance.median_distance(distances[mine])))
+    out.rows.append(row(model, condition.label, CLASSIFIER, "median_norm", distance.median_distance(distances[mine])))
     _mean_norm(out, model, condition, columns)
     if _target(condition) != "none":
         return  # robust means robust to any mistake
     curve = distance.robust_accuracy_curve(np.where(mine, distances, 0.0))
     if curve:
-        data = {name: _rounded(values) for name, values in curve.items()}
-        place = {"model": model, "condition": condition.label, "probe": CLASSIFIER}
-        out.curves.append(Curve(kind="robust-accuracy", data=data, **place))
+        data = {name: rounded(values) for name, values in curve.items()}
+        Place(out, model, condition.label, CLASSIFIER).curve("robust-accuracy", data)
 
 
-def _targeted(out: Measured, tables: _Tables, model: str, condition: Condition, columns: Columns) -> None:
+def _targeted(out: Measured, tables: Tables, model: str, condition: Condition, columns: Columns) -> None:
     """How often a targeted attack reached its target."""
     mine = _eligible(tables, model, condition, columns)
     estimate = Estimate.undefined(0, "no sample is classified correctly clean and not of the target class")
     if mine.any():
         estimate = cls.accuracy(columns["reached"][mine])
-    out.rows.append(_row(model, condition.label, CLASSIFIER, "targeted_success", estimate))
+    out.rows.append(row(model, condition.label, CLASSIFIER, "targeted_success", estimate))
 
 
-def _energies(out: Measured, tables: _Tables, model: str, condition: Condition, columns: Columns) -> None:
+def _energies(out: Measured, tables: Tables, model: str, condition: Condition, columns: Columns) -> None:
     """Energies of clean inputs, and of attacked ones beside the same samples as they were.
 
     Only of attacks that go on to the end and keep the input of highest loss (`stop: never`): the others return the first
@@ -304,7 +217,7 @@ def _energies(out: Measured, tables: _Tables, model: str, condition: Condition, 
     before = energy.sample_energies(natural["logits"], natural["label"])
 
     def rows(found: dict[str, Estimate], group: str | None = None) -> None:
-        out.rows.extend(_row(model, condition.label, CLASSIFIER, name, e, group=group) for name, e in found.items())
+        out.rows.extend(row(model, condition.label, CLASSIFIER, name, e, group=group) for name, e in found.items())
 
     if condition.kind == CLEAN:
         rows(energy.clean_metrics(before))
@@ -315,68 +228,66 @@ def _energies(out: Measured, tables: _Tables, model: str, condition: Condition, 
     rows(energy.attack_metrics(before, after))
     if mine.any():
         histograms = energy.energy_histograms(before, after)
-        data = {name: _rounded(values) for name, values in histograms.items()}
-        place = {"model": model, "condition": condition.label, "probe": CLASSIFIER}
-        out.curves.append(Curve(kind="energies", data=data, **place))
+        data = {name: rounded(values) for name, values in histograms.items()}
+        Place(out, model, condition.label, CLASSIFIER).curve("energies", data)
 
 
-def _estimators(out: Measured, context: Context, tables: _Tables, model: str, condition: Condition) -> None:
-    labels = tables.observations(model, condition.label)["label"]
-    for probe in context.probes:
-        if probe.kind == "estimator":
-            logits = tables.probe(model, condition.label, probe.label)["logits"]
-            _calibration(out, model, condition.label, probe.label, logits, labels)
+def _detectors(out: Measured, context: Context, tables: Tables, model: str, condition: Condition) -> None:
+    """Clean test inputs against this condition's, by detectors and by uncertainties.
 
-
-def _detectors(out: Measured, context: Context, tables: _Tables, model: str, condition: Condition) -> None:
-    """Clean test inputs against this condition's. Of an attack's inputs those count that fooled the classifier."""
-    columns = tables.observations(model, condition.label)
+    Of an attack's inputs those count that fooled the classifier.
+    """
+    label = condition.label
+    columns = tables.observations(model, label)
     chosen = np.ones(len(columns["label"]), dtype=bool)
     if condition.kind == "attack":
         chosen = columns["broken"] & correct(tables.observations(model, CLEAN))
-    scores = {
+    detectors = {
         probe.label: detection_rows.Scores(
             tables.probe(model, CLEAN, probe.label)["score"],
-            tables.probe(model, condition.label, probe.label)["score"][chosen],
+            tables.probe(model, label, probe.label)["score"][chosen],
             tables.calibration(model, probe.label),
         )
-        for probe in context.probes
+        for probe in context.probes_read(model)
         if probe.kind == "detector"
     }
-    if not scores:
-        return
     if condition.kind == CLEAN:
-        for probe, metric, estimate, _ in detection_rows.false_alarms(scores):
-            out.rows.append(_row(model, CLEAN, probe, metric, estimate))
+        for probe, metric, estimate, _ in detection_rows.false_alarms(detectors):
+            Place(out, model, CLEAN, probe).row(metric, estimate)
         return
-    n_unknown = int(chosen.sum())
+    clean = measure_uncertainty.scores(context, tables, model, CLEAN)
+    here = measure_uncertainty.scores(context, tables, model, label)
+    # Estimators are fitted on the calibration split, so no alarm threshold can be set on it.
+    uncertainties = {name: detection_rows.Scores(clean[name], here[name][chosen], None) for name in clean}
+    for scores in (detectors, uncertainties):
+        _separated(out, model, label, scores, int(chosen.sum()))
+    for probe, s in detectors.items():
+        if len(s.unknown):
+            Place(out, model, label, probe).curve("scores", _histogram(s.clean, s.unknown))
+
+
+def _separated(
+    out: Measured, model: str, condition: str, scores: dict[str, detection_rows.Scores], n_unknown: int
+) -> None:
     for probe, metric, estimate, extra in detection_rows.separation(scores):
         fields = {"against": CLEAN, "n_unknown": n_unknown, **extra}
-        out.rows.append(_row(model, condition.label, probe, metric, estimate, **fields))
+        Place(out, model, condition, probe).row(metric, estimate, **fields)
     for probe, s in scores.items():
-        clean, unknown = s.clean, s.unknown
-        if not len(unknown):
-            continue
-        fpr, tpr = det.roc_curve(clean, unknown)
-        place = {"model": model, "condition": condition.label, "probe": probe}
-        out.curves.append(Curve(kind="roc", data={"fpr": _rounded(fpr), "tpr": _rounded(tpr)}, **place))
-        out.curves.append(Curve(kind="scores", data=_histogram(clean, unknown), **place))
+        if len(s.unknown):
+            fpr, tpr = det.roc_curve(s.clean, s.unknown)
+            Place(out, model, condition, probe).curve("roc", {"fpr": rounded(fpr), "tpr": rounded(tpr)})
 
 
 def _abstaining(
-    out: Measured, context: Context, tables: _Tables, model: str, condition: Condition, columns: Columns
+    out: Measured, context: Context, tables: Tables, model: str, condition: Condition, columns: Columns
 ) -> None:
     """What every detector is worth for selective prediction, where each sample has a verdict of its own."""
     if condition.kind == "outliers" or condition.facts().get("minimum_norm") or "audit" in columns:
         return
-    labels = [probe.label for probe in context.probes if probe.kind == "detector"]
+    labels = [probe.label for probe in context.probes_read(model) if probe.kind == "detector"]
     scores = {label: tables.probe(model, condition.label, label)["score"] for label in labels}
     for probe, metric, estimate, _ in detection_rows.abstaining(scores, correct(columns)):
-        out.rows.append(_row(model, condition.label, probe, metric, estimate))
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    return [float(f"{v:.6g}") for v in values]
+        Place(out, model, condition.label, probe).row(metric, estimate)
 
 
 def _histogram(clean: np.ndarray, unknown: np.ndarray) -> dict[str, list[float]]:
@@ -389,24 +300,24 @@ def _histogram(clean: np.ndarray, unknown: np.ndarray) -> dict[str, list[float]]
 
     def share(scores: np.ndarray) -> list[float]:
         counts, _ = np.histogram(np.clip(scores, low, high), edges)
-        return _rounded(counts / len(scores))
+        return rounded(counts / len(scores))
 
     # `edges` has one entry more than the shares; the last share is repeated so that the lists are of equal length.
     clean_share, unknown_share = share(clean), share(unknown)
     return {
-        "edges": _rounded(edges),
+        "edges": rounded(edges),
         "clean": [*clean_share, clean_share[-1]],
         "unknown": [*unknown_share, unknown_share[-1]],
     }
 
 
-def _worst_cases(out: Measured, context: Context, tables: _Tables, model: str, done: set[str]) -> None:
+def _worst_cases(out: Measured, context: Context, tables: Tables, model: str, done: set[str]) -> None:
     """For each norm and budget: correct clean and under every attack of that norm with at most that budget.
 
     Undefined where one of these attacks could not be computed: a worst case over fewer attacks looks better than it is.
     """
     attacks: dict[str, list[tuple[float, Condition]]] = {}
-    for condition in context.conditions.values():
+    for condition in context.conditions_of(model).values():
         facts = condition.facts()
         if condition.kind == "attack" and facts["eps"] is not None:
             attacks.setdefault(facts["norm"], []).append((facts["eps"], condition))
@@ -419,7 +330,7 @@ def _worst_cases(out: Measured, context: Context, tables: _Tables, model: str, d
             missing = [member for member in members if member not in done]
             if missing:
                 undefined = Estimate.undefined(0, f"could not be computed: {', '.join(missing)}")
-                out.rows.append(_row(model, label, CLASSIFIER, "robust_accuracy", undefined))
+                out.rows.append(row(model, label, CLASSIFIER, "robust_accuracy", undefined))
             else:
                 verdicts = [correct(tables.observations(model, name)) for name in (CLEAN, *members)]
                 y = tables.observations(model, CLEAN)["label"]
@@ -429,7 +340,38 @@ def _worst_cases(out: Measured, context: Context, tables: _Tables, model: str, d
                 out.worst_cases.append(entry)
 
 
-def _doubts(out: Measured, context: Context, tables: _Tables, model: str, done: dict[str, Condition]) -> None:
+def _shifts(out: Measured, tables: Tables, model: str, conditions: Mapping[str, Condition], done: set[str]) -> None:
+    """Means over all corruptions and all domains of the suite, and the worst domain; undefined where a condition is missing."""
+    of_kind = {k: [c.label for c in conditions.values() if c.kind == k] for k in ("corruption", "domain")}
+    for labels, name, kind in (
+        (of_kind["corruption"], CORRUPTIONS, "corruptions"),
+        (of_kind["domain"], DOMAINS, "domains"),
+    ):
+        if len(labels) < 2:
+            continue
+        entry = {"label": name, "kind": kind, "over": labels}
+        if entry not in out.worst_cases:
+            out.worst_cases.append(entry)
+        if missing := [label for label in labels if label not in done]:
+            undefined = Estimate.undefined(0, f"could not be computed: {', '.join(missing)}")
+            out.rows.append(row(model, name, CLASSIFIER, "mean_accuracy", undefined))
+            continue
+        right = [correct(tables.observations(model, label)) for label in labels]
+        group = f"{len(labels)} conditions"
+        if kind == "corruptions":
+            # The same samples under each: a sample's mean over corruptions is what is independent.
+            out.rows.append(
+                row(model, name, CLASSIFIER, "mean_accuracy", bootstrap_mean(np.mean(right, axis=0)), group=group)
+            )
+            continue
+        which = np.repeat(np.arange(len(right)), [len(part) for part in right])
+        mean = tails.class_mean_accuracy(np.concatenate(right), which, np.arange(len(right)))
+        out.rows.append(row(model, name, CLASSIFIER, "mean_accuracy", mean, group=group))
+        worst, k = cls.worst_class_accuracy(np.concatenate(right), which, len(right))
+        out.rows.append(row(model, name, CLASSIFIER, "worst_domain_accuracy", worst, group=labels[k]))
+
+
+def _doubts(out: Measured, context: Context, tables: Tables, model: str, done: dict[str, Condition]) -> None:
     """What the attacks' records, held against each other, say of themselves."""
     clean = tables.observations(model, CLEAN)
     attacks = [_attacked(c, tables.observations(model, k)) for k, c in done.items() if isinstance(c, UnderAttack)]
@@ -458,7 +400,7 @@ def _attacked(condition: UnderAttack, columns: Columns) -> Attacked:
     )
 
 
-def _gallery(out: Measured, tables: _Tables, model: str, conditions: dict[str, Condition]) -> None:
+def _gallery(out: Measured, tables: Tables, model: str, conditions: dict[str, Condition]) -> None:
     """Small images of the first samples: clean, as the attack left them, and the difference."""
     clean = tables.observations(model, CLEAN)
     for label, condition in conditions.items():

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from robustbench_ext.conditions import UnderAttack
 from robustbench_ext.errors import RobustBenchExtError
 from robustbench_ext.evaluate import Context
 from robustbench_ext.models import LoadedModel, frozen_eval
@@ -26,7 +25,8 @@ class PlannedCell:
 
     Attributes:
         n: samples; `there` of them have records already.
-        forwards, backwards: most passes per sample, the pass that reads the probes included; None where unknown.
+        forwards, backwards: most passes per sample, those of reading it included: one for all probes, more for estimators that
+            make passes of their own (each member of an ensemble counts as one of the model); None where unknown.
         seconds: upper bound of what is missing, one process; None where unknown.
     """
 
@@ -48,7 +48,7 @@ class Speed:
 
 
 def measure_speed(model: nn.Module, x: torch.Tensor, batch_size: int) -> Speed:
-    """Time a few batches with one thread, as a run would; the best of them counts."""
+    """Time a few batches with one thread, as a run would; the best of them counts. Without a gradient both are one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -62,7 +62,9 @@ def measure_speed(model: nn.Module, x: torch.Tensor, batch_size: int) -> Speed:
                 forward.append(time.perf_counter() - begun)
                 begun = time.perf_counter()
                 leaf = batch.clone().requires_grad_(True)
-                torch.autograd.grad(model(leaf).sum(), leaf)
+                total = model(leaf).sum()
+                if total.requires_grad:
+                    torch.autograd.grad(total, leaf)
                 both.append(time.perf_counter() - begun)
     finally:
         torch.set_num_threads(threads)
@@ -73,29 +75,28 @@ def plan(context: Context) -> list[PlannedCell]:
     """Every (model, condition) of a suite. Models that are still to be trained are timed with fresh weights."""
     cells = []
     clean = context.conditions["clean"]
-    x = context.samples(clean, "test").images(slice(0, context.suite.batch_size))
-    for entry in context.suite.models:
-        loaded = _trained_or_loaded(context, entry.name)
-        network = loaded.module if loaded else context.training[entry.name][1].build(0)
+    x = context.task.inputs(context.samples(clean, "test"), slice(0, context.suite.batch_size))
+    for name in context.evaluated:
+        loaded = _trained_or_loaded(context, name)
+        network = loaded.module if loaded else context.training[name].fresh()
         with torch.no_grad(), frozen_eval(network):
-            num_classes = network(x[:2]).shape[1]
+            out = network(x[:2])
+        outputs = out.shape[1] if out.ndim == 2 else 1
         speed = measure_speed(network, x, context.suite.batch_size)
-        for label, condition in context.conditions.items():
+        reading = 1 + sum(probe.forwards for probe in context.probes_of(name))
+        for label, condition in context.conditions_of(name).items():
             samples = context.samples(condition, "test")
             there = 0
             if loaded is not None:
-                mine = [c for c in context.cells(entry.name) if c.condition == label and c.split == "test"]
+                mine = [c for c in context.cells(name) if c.condition == label and c.split == "test"]
                 there = sum(len(samples.labels[context.rows(c)]) for c in mine if context.is_done(c))
-            forwards: int | None = 1
-            backwards: int | None = 0
-            if isinstance(condition, UnderAttack):
-                passes = condition.attack.cost(num_classes)
-                forwards, backwards = (passes.forwards + 1, passes.backwards) if passes else (None, None)
-            seconds = None
-            if forwards is not None and backwards is not None:
+            passes = condition.cost(outputs)
+            forwards, backwards, seconds = None, None, None
+            if passes is not None:
+                forwards, backwards = passes.forwards + reading, passes.backwards
                 each = max(0, forwards - backwards) * speed.forward + backwards * speed.both
                 seconds = each * (len(samples) - there)
-            cells.append(PlannedCell(entry.name, label, len(samples), there, forwards, backwards, seconds))
+            cells.append(PlannedCell(name, label, len(samples), there, forwards, backwards, seconds))
     return cells
 
 

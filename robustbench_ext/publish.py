@@ -15,13 +15,12 @@ from robustbench_ext import __version__
 from robustbench_ext.doubts import DOUBTS_VERSION
 from robustbench_ext.evaluate import CLEAN, Context
 from robustbench_ext.files import write_atomically
-from robustbench_ext.measure import Measured, measure, metric_table
-from robustbench_ext.preflight import PREFLIGHT_VERSION
+from robustbench_ext.measure import measure, metric_table
+from robustbench_ext.measured import Measured
 from robustbench_ext.provenance import environment
 from robustbench_ext.results import Failed, Finding, Row, RunResults
 
 RESULTS, TABLE, RUN, GALLERY = "results.json", "results.csv", "run.json", "gallery.json"
-CHECKS = f"{PREFLIGHT_VERSION}.{DOUBTS_VERSION}"  # results that were checked otherwise are measured again
 
 
 @dataclass
@@ -51,6 +50,11 @@ def previous_suite(folder: Path) -> dict[str, Any] | None:
     return suite
 
 
+def _checks(context: Context) -> str:
+    """The versions of all checks; results that were checked otherwise are measured again."""
+    return f"{context.task.preflight_version}.{DOUBTS_VERSION}"
+
+
 def unchanged_results(context: Context) -> RunResults | None:
     """The folder's results, if they are of this very suite and version; then there is nothing to measure again."""
     if previous_suite(context.folder) != context.suite.model_dump(by_alias=True, mode="json"):
@@ -59,17 +63,17 @@ def unchanged_results(context: Context) -> RunResults | None:
         results = RunResults.read(context.folder / RESULTS)
     except (OSError, ValueError):
         return None
-    same = results.generator["version"] == __version__ and results.generator.get("checks") == CHECKS
+    same = results.generator["version"] == __version__ and results.generator.get("checks") == _checks(context)
     same &= not results.failures
     loaded = {m["name"]: m["fingerprint"] for m in results.models}
-    same &= loaded == {e.name: context.model(e.name).fingerprint for e in context.suite.models}
+    same &= loaded == {name: context.model(name).fingerprint for name in context.evaluated}
     same &= results.data == json.loads(json.dumps(context.data.describe()))
     return results if same and (context.folder / TABLE).is_file() and (context.folder / GALLERY).is_file() else None
 
 
 def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
     suite = context.suite
-    usable = [entry.name for entry in suite.models if entry.name not in done.broken]
+    usable = [name for name in context.evaluated if name not in done.broken]
     measured = measure(context, usable)
     findings = [
         Finding(model=name, name=c.name, status=c.status, message=c.message, hint=c.hint)
@@ -79,11 +83,17 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
     ]
     conditions = [{"label": c.label, "kind": c.kind, **c.facts()} for c in context.conditions.values()]
     probes = [
-        {"label": p.label, "kind": p.kind, "fitted_on": p.fit_on, "name": p.name, "parameters": dict(p.parameters)}
+        {
+            "label": p.label,
+            "kind": p.kind,
+            "fitted_on": " and ".join(p.fit_on),
+            "name": p.name,
+            "parameters": dict(p.parameters),
+        }
         for p in context.probes
     ]
     results = RunResults(
-        generator={"name": "robustbench-ext", "version": __version__, "checks": CHECKS},
+        generator={"name": "robustbench-ext", "version": __version__, "checks": _checks(context)},
         suite={
             "name": suite.name,
             "title": suite.title or suite.name,
@@ -101,7 +111,7 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
         results=measured.rows,
         curves=measured.curves,
         cost=measured.cost,
-        failures=sorted(done.failures, key=lambda f: f.what),
+        failures=sorted([*done.failures, *_unfit(context, usable)], key=lambda f: f.what),
         notes=[
             *measured.notes,
             *(f"{name} was left out: its package or its data is not there" for name in context.left_out),
@@ -116,22 +126,35 @@ def _describe(context: Context, name: str) -> dict[str, Any]:
     entry, loaded = context.entry(name), context.model(name)
     about: dict[str, Any] = {
         "name": name,
-        "spec": entry.spec if entry.train is None else context.training[entry.name][1].spec,
+        "spec": entry.spec if entry.train is None else context.training[entry.name].spec,
         "fingerprint": loaded.fingerprint,
         "parameters": sum(p.numel() for p in loaded.module.parameters()),
         "notes": list(loaded.notes),
     }
     if entry.train is not None:
-        described = json.loads((context.training[name][-1] / "model.json").read_text())
-        about["training"] = {k: described[k] for k in ("defense", "recipe", "seed", "selected", "alarm", "curve")}
+        described = json.loads((context.training[name].folder / "model.json").read_text())
+        told = ("defense", "regressor", "recipe", "seed", "selected", "alarm", "curve")
+        about["training"] = {k: described[k] for k in told if k in described}
     if _probes_fitted(context, name):
         about["fitted"] = context.fitted_summaries(name)
     return about
 
 
+def _unfit(context: Context, models: list[str]) -> list[Failed]:
+    """Probes that could not be fitted, with the reason."""
+    tried = [(name, probe) for name in models for probe in context.probes_of(name)]
+    found = [(name, probe, context.unfit(name, probe)) for name, probe in tried]
+    return [Failed(what=f"{name} · {probe.label}", error=error) for name, probe, error in found if error is not None]
+
+
 def _probes_fitted(context: Context, name: str) -> bool:
     """Whether everything that the probes are fitted on is there."""
-    return all(context.is_done(c) for probe in context.probes for c in context.fit_cells(name, probe.fit_on))
+    return all(
+        context.is_done(c)
+        for probe in context.probes_of(name)
+        for split in probe.fit_on
+        for c in context.fit_cells(name, split)
+    )
 
 
 def write_results(context: Context, results: RunResults, measured: Measured, done: RunLog, began: float) -> None:
@@ -144,7 +167,7 @@ def write_results(context: Context, results: RunResults, measured: Measured, don
     put(RESULTS, results.to_json())
     put(TABLE, _csv(results.results))
     put(GALLERY, json.dumps(measured.gallery, indent=0))
-    usable = [entry.name for entry in context.suite.models if entry.name not in done.broken]
+    usable = [name for name in context.evaluated if name not in done.broken]
     cells = [cell for name in usable for cell in context.cells(name) if context.is_done(cell)]
     visit = {
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -159,7 +182,7 @@ def write_results(context: Context, results: RunResults, measured: Measured, don
         "suite": context.suite.model_dump(by_alias=True, mode="json"),
         "environment": environment(),
         "seconds": {
-            "training": {n: json.loads(f.read_text())["seconds"] for n, f in _timings(context, usable) if f.is_file()},
+            "training": {n: json.loads(f.read_text())["seconds"] for n, f in _timings(context) if f.is_file()},
             "cells": {str(c): context.store.meta(context.observation_key(c))["seconds"] for c in cells},
         },
         "history": [*previous.get("history", []), visit],
@@ -167,8 +190,8 @@ def write_results(context: Context, results: RunResults, measured: Measured, don
     put(RUN, json.dumps(run, indent=1))
 
 
-def _timings(context: Context, names: list[str]) -> list[tuple[str, Path]]:
-    return [(name, context.training[name][-1] / "timing.json") for name in names if name in context.training]
+def _timings(context: Context) -> list[tuple[str, Path]]:
+    return [(name, training.folder / "timing.json") for name, training in context.training.items()]
 
 
 def _csv(rows: list[Row]) -> str:

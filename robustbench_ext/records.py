@@ -70,6 +70,11 @@ class RecordStore:
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise RobustBenchExtError(f"record {key} cannot be read: {error}") from error
 
+    def discard(self, key: str) -> None:
+        """Forget a record, if it is there."""
+        for path in self._paths(key):
+            path.unlink(missing_ok=True)
+
     def meta(self, key: str) -> dict[str, Any]:
         """What made a record."""
         meta: dict[str, Any] = json.loads(self._paths(key)[1].read_text())

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from robustbench_ext.checks import Status, verdict
 
@@ -24,10 +24,12 @@ class Row(_Part):
     """One estimate.
 
     Attributes:
-        model, condition, probe: what was measured; `probe` is "classifier" for the model's own logits.
+        model, condition, probe: what was measured; `probe` is "classifier" for the model's own logits, "regressor" for its
+            own prediction, `ESTIMATOR · epistemic` and the like for an estimator's uncertainties.
         metric: a key of `metrics`.
-        group: the class (or other subset) that the estimate is about; null for all samples.
-        against: the condition that a detection metric compares with; null otherwise.
+        group: the class (or other subset, or nominal coverage of intervals: "90 %") that the estimate is about; null for
+            all samples.
+        against: the condition, or the probe, that a metric compares with; null otherwise.
         value, ci_low, ci_high: null where undefined, then `reason` says why.
         n: samples behind the value.
         n_unknown: of them unknown or attacked inputs, for detection metrics; AUPR depends on this share.
@@ -53,11 +55,14 @@ class Curve(_Part):
     """Numbers behind a figure; `data` holds lists of equal length.
 
     Attributes:
-        kind: "reliability", "scores", "roc", "robust-accuracy" (against eps, from a minimum-norm attack), or "energies"
-            (histograms of natural and attacked inputs, marginal and joint).
+        kind: "reliability", "scores", "roc", "robust-accuracy" (against eps, from a minimum-norm attack), "energies"
+            (histograms of natural and attacked inputs, marginal and joint), "risk-coverage" (errors among the samples that
+            are answered), "coverage" (of intervals, against their nominal coverage), or "intervals" (of some samples).
     """
 
-    kind: Literal["reliability", "scores", "roc", "robust-accuracy", "energies"]
+    kind: Literal[
+        "reliability", "scores", "roc", "robust-accuracy", "energies", "risk-coverage", "coverage", "intervals"
+    ]
     model: str
     condition: str
     probe: str
@@ -110,6 +115,9 @@ class RunResults(_Part):
     notes: list[str] = []
     doubts: list[Finding] = []
 
+    _indices: dict[tuple[str, ...], dict[tuple[Any, ...], list[Row]]] = PrivateAttr(default_factory=dict)
+    _indexed: int = PrivateAttr(default=-1)
+
     def to_json(self) -> str:
         """Stable JSON text."""
         return json.dumps(self.model_dump(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -131,8 +139,17 @@ class RunResults(_Part):
         return verdict((*self.preflight, *self.doubts))
 
     def find(self, **wanted: Any) -> list[Row]:
-        """Rows with these field values."""
-        return [row for row in self.results if all(getattr(row, k) == v for k, v in wanted.items())]
+        """Rows with these field values, in their order. Indexed on first use: reports ask thousands of times."""
+        if self._indexed != len(self.results):
+            self._indices.clear()
+            self._indexed = len(self.results)
+        fields = tuple(sorted(wanted))
+        if fields not in self._indices:
+            index: dict[tuple[Any, ...], list[Row]] = {}
+            for row in self.results:
+                index.setdefault(tuple(getattr(row, k) for k in fields), []).append(row)
+            self._indices[fields] = index
+        return list(self._indices[fields].get(tuple(wanted[k] for k in fields), []))
 
 
 def finite(value: float) -> float | None:

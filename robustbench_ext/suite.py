@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,16 +30,17 @@ class Training(_Strict):
     """A model that the run trains for itself, once, and keeps under its content key.
 
     Attributes:
-        defense: a name, or a mapping {name: trades, beta: 6}.
+        defense: a name, or a mapping {name: trades, beta: 6}; of classifiers. Regressors are trained by least squares.
         network: any model specification; reference networks are built to the data. By default that of a named recipe,
-            or a small CNN.
+            a small CNN, or for regression an MLP; `sklearn:MODULE.CLASS` is fitted.
         kwargs: of the network.
         seed: of the weights, the data order and the attack's starts.
         recipe: the name of a bundled recipe (`rbx list recipes`), or options of `defenses.recipe.Recipe`, such as
-            epochs, lr, eps, attack_steps, in which `name` may name one to start from.
+            epochs, lr, eps, attack_steps, in which `name` may name one to start from. Of regressors, options of
+            `models.tabular.RegressorRecipe`.
     """
 
-    defense: str | dict[str, Any]
+    defense: str | dict[str, Any] | None = None
     network: str | None = None
     kwargs: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
@@ -46,15 +48,22 @@ class Training(_Strict):
 
     def defense_name(self) -> str:
         """The defense's registered name."""
-        return self.defense if isinstance(self.defense, str) else str(self.defense.get("name"))
+        if isinstance(self.defense, dict):
+            return str(self.defense.get("name"))
+        return self.defense or ""
 
     def defense_options(self) -> dict[str, Any]:
         """The defense's options."""
-        return {} if isinstance(self.defense, str) else {k: v for k, v in self.defense.items() if k != "name"}
+        return {k: v for k, v in self.defense.items() if k != "name"} if isinstance(self.defense, dict) else {}
 
 
 class ModelEntry(_Strict):
-    """One model of a suite: either `spec` (a model that exists) or `train` (one that the run trains)."""
+    """One model of a suite: either `spec` (a model that exists) or `train` (one that the run trains).
+
+    Attributes:
+        evaluate: false for a model that only serves as a member of an ensemble.
+        mean, std, weights, kwargs: of `spec`; see `robustbench_ext.models.load_model`.
+    """
 
     name: str
     spec: str | None = None
@@ -63,6 +72,7 @@ class ModelEntry(_Strict):
     std: tuple[float, ...] | None = None
     weights: str | None = None
     kwargs: dict[str, Any] = Field(default_factory=dict)
+    evaluate: bool = True
 
     _read_numbers = field_validator("mean", "std", mode="before")(_numbers)
 
@@ -80,7 +90,8 @@ class Suite(_Strict):
         data: a dataset specification.
         n: test samples, a stratified prefix of the test split; all of them by default.
         seed: of attacks and corruptions.
-        conditions: see `robustbench_ext.conditions.parse_conditions`; `clean` is always there.
+        conditions: see `robustbench_ext.conditions.parse_conditions`, and for tables
+            `robustbench_ext.regression_conditions.parse_regression_conditions`; `clean` is always there.
         detectors, uq: names or mappings with parameters.
         batch_size: inputs per forward pass; no result depends on it beyond rounding.
         chunk_size: samples per record; the unit of work and of resuming.
@@ -106,6 +117,8 @@ class Suite(_Strict):
         doubled = {name for name in names if names.count(name) > 1}
         if doubled:
             raise ValueError(f"model names must differ; used twice: {', '.join(sorted(doubled))}")
+        if not any(model.evaluate for model in self.models):
+            raise ValueError("every model has evaluate: false, so there is nothing to do")
         return self
 
 
@@ -148,7 +161,7 @@ def load_suite(
         ConfigError: what is wrong, where, and the nearest known name.
     """
     if isinstance(source, Mapping):
-        content, what = dict(source), "suite"
+        content, what = copy.deepcopy(dict(source)), "suite"  # settings go into nested parts
     else:
         file = bundled_suites().get(str(source)) or Path(source)
         if not file.is_file():

@@ -67,6 +67,7 @@ class Estimator(ABC):
     differentiable: bool = True
 
     _taps: Taps | None = None
+    _held_out: Any = None  # what `with_inputs` handed over
     _fitted = False
 
     def parameters(self) -> dict[str, Any]:
@@ -96,6 +97,8 @@ class Estimator(ABC):
         (training data where `fit_on` is "train").
         """
         self._taps = Taps(model, self.taps)
+        if self.fits_inputs and self._held_out is None:
+            self.with_inputs(x)
         return self.fit_observations(observe(model, x, labels, self._taps, batch_size), model=model)
 
     @final
@@ -202,6 +205,15 @@ class Estimator(ABC):
         return reading
 
     # What a new estimator writes -------------------------------------------------------------------------------------
+
+    @property
+    def fits_inputs(self) -> bool:
+        """Whether fitting makes passes on the held-out inputs, which `with_inputs` hands over before."""
+        return False
+
+    def with_inputs(self: Self, x: Tensor, ids: Sequence[str] | np.ndarray | None = None, seed: int = 0) -> Self:
+        """Hand over the held-out inputs, in the order of the observations to come."""
+        return self
 
     @abstractmethod
     def _fit(self, held_out: Observations, model: nn.Module | None) -> None:

@@ -51,7 +51,7 @@ def plan(
     if unknown:
         say(f"{unknown} cells have no bound on their passes (?) and come on top")
     if context.training:
-        missing = [n for n, spec in context.training.items() if not (spec[-1] / "model.json").is_file()]
+        missing = [name for name, training in context.training.items() if not training.is_done]
         if missing:
             say(f"training of {', '.join(missing)} comes on top")
 

@@ -121,7 +121,9 @@ class _Lines:
             return
         if facts.get("correct") is not None:
             result = percent(facts["correct"] / facts["n"])
-        elif "clean_accuracy" in facts:
+        elif "rmse" in facts:
+            result = f"rmse {facts['rmse']:.3g}"
+        elif facts.get("epochs"):
             result = f"{facts['epochs']} epochs"
         else:
             result = str(facts.get("status", ""))
@@ -151,10 +153,10 @@ class _Lines:
         row = self._epochs.get(model)
         if row is None:
             return f"training {model}"
-        return (
-            f"training {model}: epoch {row['epoch']}/{row['epochs']}, "
-            f"clean {100 * row['clean_accuracy']:.0f} %, robust {100 * row['robust_accuracy']:.0f} %"
-        )
+        text = f"training {model}: epoch {row['epoch']}/{row['epochs']}"
+        if "clean_accuracy" not in row:
+            return f"{text}, loss {row['loss']:.3g}"
+        return f"{text}, clean {100 * row['clean_accuracy']:.0f} %, robust {100 * row['robust_accuracy']:.0f} %"
 
 
 def _print_summary(summary: RunSummary) -> None:

@@ -67,6 +67,19 @@ METRICS: dict[str, MetricInfo] = {
         True,
         True,
     ),
+    "mean_accuracy": MetricInfo(
+        "mean accuracy",
+        "Over all corruptions of the suite: mean over samples of each sample's share of conditions in which it is classified "
+        "correctly. Over all domains: unweighted mean of the domains' accuracies.",
+        True,
+        True,
+    ),
+    "worst_domain_accuracy": MetricInfo(
+        "worst domain",
+        "The lowest accuracy of any domain; biased downwards like the worst class, with the same kind of interval.",
+        True,
+        True,
+    ),
     "worst_class_accuracy": MetricInfo(
         "worst class",
         "The lowest accuracy of any class. The minimum of noisy estimates is biased downwards; the interval "
@@ -444,6 +457,27 @@ METRICS: dict[str, MetricInfo] = {
         "Coverage within a slab a <= v.x <= b of at least a tenth of the inputs that was chosen on one half of the samples, "
         "among 1,000 random directions v, for having the lowest coverage there, and is measured on the other half.",
         True,
+        True,
+    ),
+    "mean_corruption_error": MetricInfo(
+        "mean corruption error",
+        "Top-1 error, mean over the fifteen corruptions of ImageNet-C and five severities; undefined for fewer. Whole samples "
+        "are resampled, with all their verdicts.",
+        False,
+        True,
+    ),
+    "corruption_mce": MetricInfo(
+        "mCE",
+        "Mean over the fifteen corruptions of the error summed over five severities, divided by the baseline's sum (AlexNet's "
+        "published errors unless another model is named). 100 % is as many errors as the baseline makes.",
+        False,
+        True,
+    ),
+    "corruption_relative_mce": MetricInfo(
+        "relative mCE",
+        "As mCE, of the errors' rise over the clean error: sum over severities of (error - clean error), divided by the "
+        "baseline's. Negative where corruption helps; unstable where the baseline's rise is small.",
+        False,
         True,
     ),
     "audited_accuracy": MetricInfo(

@@ -166,12 +166,12 @@ def test_what_it_was_fitted_on_is_said(detected):
 
 
 def test_thresholds_are_set_on_samples_that_were_not_chosen_on(detected):
-    from robustbench_ext.measure import _Tables
+    from robustbench_ext.measured import Tables
     from robustbench_ext.metrics import conformal
 
     folder, suite, summary = detected
     context = Context(validate_suite(suite), folder)
-    found = _Tables(context)
+    found = Tables(context)
     n = len(load_dataset("digits")["calibration"])
     assert len(found.calibration("standard", "msp")) == n
     assert len(found.calibration("standard", "mahalanobis")) == len(held_out(n))

@@ -407,7 +407,7 @@ def test_the_report_of_long_tailed_data_has_a_tail_table(tailed):
 def test_other_data_is_another_model(tailed):
     folder, _ = tailed
     keys = {
-        data: Context(validate_suite({**SUITE, "data": data}), folder).training["plain"][-1].name
+        data: Context(validate_suite({**SUITE, "data": data}), folder).training["plain"].folder.name
         for data in ("digits", "digits@step:10", "digits@step:20", "digits@step:10+calibration")
     }
     assert len(set(keys.values())) == 4

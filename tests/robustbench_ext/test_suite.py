@@ -3,9 +3,11 @@
 import pytest
 
 from robustbench_ext.conditions import parse_conditions
+from robustbench_ext.data import load_dataset
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.numbers import format_number, parse_number
-from robustbench_ext.probes import parse_probes
+from robustbench_ext.probes import IntervalProbe, parse_probes
+from robustbench_ext.regression_conditions import parse_regression_conditions
 from robustbench_ext.suite import bundled_suites, load_suite, validate_suite
 
 
@@ -40,6 +42,10 @@ def test_bundled_suites_are_valid(name):
     suite = load_suite(name)
     assert suite.name == name
     assert suite.description
+    if name == "uncertainty-regression":
+        parse_regression_conditions(suite.conditions, load_dataset(suite.data))
+        assert parse_probes(suite.detectors, suite.uq, IntervalProbe)
+        return
     parse_conditions(suite.conditions)
     parse_probes(suite.detectors, suite.uq)
 

@@ -330,13 +330,13 @@ def test_the_fitted_weight(net, x):
 def test_mixing_estimator_fits_by_each_source(net, x):
     y = torch.arange(40) % 4
     for options in ({}, {"weight": "passes"}, {"source": "augment"}, {"source": "members", "members": ["a", "b"]}):
-        made = BiasVarianceMix(**options).with_inputs(x)
+        made = BiasVarianceMix(**options)  # `fit` hands the inputs over
         if "members" in options:
             made = made.with_members([linear(1), linear(2)])
         reading = made.fit(net, x, y).predict(x)
         assert 0 <= made.summary()["alpha"] <= 1 and torch.isfinite(reading.logits).all()
     with pytest.raises(ConfigError, match=r"call with_inputs\(x, ids\)"):
-        BiasVarianceMix().fit(net, x, y)
+        BiasVarianceMix().fit_observations(observe(net, x, y), model=net)
     with pytest.raises(DataError, match="39 inputs for 40"):
         BiasVarianceMix().with_inputs(x[1:]).fit(net, x, y)
     unlabelled = Observations(observe(net, x, y).logits, torch.full((40,), -1))

@@ -1,0 +1,119 @@
+"""Images and classes: what the engine does with classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_ext.checks import Check
+from robustbench_ext.conditions import Condition, parse_conditions
+from robustbench_ext.data.base import Split
+from robustbench_ext.errors import ConfigError, DataError
+from robustbench_ext.models import LoadedModel, Observations, Taps, load_model, observe
+from robustbench_ext.preflight import PREFLIGHT_VERSION, preflight
+from robustbench_ext.probes import EstimatorProbe
+from robustbench_ext.suite import ModelEntry
+from robustbench_ext.task import Columns, Task, Training
+
+
+class Classification(Task):
+    """Records hold `label` (int64), `logits` (n, K) and `features/NAME`."""
+
+    estimator: ClassVar[type[EstimatorProbe]] = EstimatorProbe
+    preflight_version: ClassVar[int] = PREFLIGHT_VERSION
+
+    def conditions(self, entries: Sequence[str | Mapping[str, Any]]) -> list[Condition]:
+        return parse_conditions(entries)
+
+    # Models ----------------------------------------------------------------------------------------------------------
+
+    def training(self, entry: ModelEntry, models: Path) -> Training:
+        from defenses.recipes import plan
+        from defenses.trainer import Architecture, train, training_key
+
+        told = entry.train
+        assert told is not None  # noqa: S101 - the engine asks for entries with `train` only
+        if not told.defense:
+            raise ConfigError(f"model '{entry.name}': train: missing defense, for example defense: standard")
+        try:
+            made = plan(told.defense_name(), told.recipe, told.defense_options(), told.network, told.kwargs)
+        except ConfigError as error:
+            raise ConfigError(f"model '{entry.name}': {error}") from None
+        kwargs = dict(made.kwargs) or None
+        classes = len(self.data.classes)
+        architecture = Architecture(made.network, self.data.shape, classes, entry.mean, entry.std, kwargs)
+        key = training_key(made.defense, architecture, self.data, made.recipe, told.seed)
+        folder = models / key
+
+        def run(on_epoch: Callable[[dict[str, Any]], None]) -> None:
+            train(made.defense, architecture, self.data, made.recipe, folder, told.seed, on_epoch)
+
+        return Training(made.network, folder, made.recipe.epochs, lambda: architecture.build(0), run)
+
+    def load(self, entry: ModelEntry) -> LoadedModel:
+        return load_model(
+            str(entry.spec),
+            shape=self.data.shape,
+            num_classes=len(self.data.classes),
+            mean=entry.mean,
+            std=entry.std,
+            weights=entry.weights,
+            kwargs=entry.kwargs,
+        )
+
+    def load_other(self, spec: str) -> LoadedModel:
+        return load_model(spec, shape=self.data.shape, num_classes=len(self.data.classes))
+
+    def preflight(self, model: nn.Module, seed: int) -> list[Check]:
+        return preflight(model, self.data["test"], seed=seed)
+
+    # Cells -----------------------------------------------------------------------------------------------------------
+
+    def targets(self, samples: Split, rows: slice) -> np.ndarray:
+        return samples.labels[rows]
+
+    def inputs(self, samples: Split, rows: slice) -> Tensor:
+        return samples.images(rows)
+
+    def clean_outputs(self, columns: Sequence[Columns]) -> Tensor:
+        return torch.cat([torch.from_numpy(c["logits"]) for c in columns])
+
+    def reader(self, model: nn.Module, taps: Sequence[str]) -> Taps:
+        return Taps(model, taps)
+
+    def observe(self, reader: Taps, x: Tensor, targets: np.ndarray, batch_size: int) -> Columns:
+        seen = observe(reader.model, x, torch.from_numpy(targets), reader, batch_size)
+        columns = {"label": targets, "logits": seen.logits.numpy()}
+        return columns | {f"features/{name}": value.numpy() for name, value in seen.features.items()}
+
+    def check_clean(self, model: str, columns: Columns) -> None:
+        labels, outputs = columns["label"], columns["logits"].shape[1]
+        if labels.max() >= outputs:
+            raise DataError(
+                f"labels reach {labels.max()}, but model '{model}' has {outputs} outputs. "
+                f"Use data and a model with the same classes."
+            )
+
+    def preview(self, x: Tensor) -> Columns:
+        return {"preview": (x.clamp(0, 1) * 255).round().to(torch.uint8).numpy()}
+
+    def seen(self, columns: Sequence[Columns]) -> Observations:
+        def joined(name: str) -> Tensor:
+            return torch.from_numpy(np.concatenate([c[name] for c in columns]))
+
+        taps = [name for name in columns[0] if name.startswith("features/")]
+        features = {name.partition("/")[2]: joined(name) for name in taps}
+        return Observations(joined("logits"), joined("label"), features)
+
+    def progress(self, columns: Columns) -> dict[str, Any]:
+        """Correct samples: by the attack's verdict where there was one; None for outliers."""
+        if "broken" in columns:
+            return {"correct": int((~columns["broken"]).sum())}
+        if (columns["label"] < 0).any():
+            return {"correct": None}
+        return {"correct": int((columns["logits"].argmax(1) == columns["label"]).sum())}

@@ -1,0 +1,130 @@
+"""What the engine leaves to the task: how models are loaded and trained, what is observed of them, what probes see of that.
+
+A suite's data decides the task. Everything else - cells, keys, chunks, records, resuming - is the same for both
+(`robustbench_ext.evaluate`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from robustbench_ext.checks import Check
+from robustbench_ext.conditions import Condition
+from robustbench_ext.data.base import Dataset, Split
+from robustbench_ext.models import LoadedModel
+from robustbench_ext.probes import Probe
+from robustbench_ext.suite import ModelEntry
+
+if TYPE_CHECKING:
+    from robustbench_ext.evaluate import Context
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model that a run trains itself.
+
+    Attributes:
+        spec: of its network.
+        folder: where its weights are kept, or will be; `model.json` in it marks it as finished.
+        epochs: of the whole training; 0 where it has none.
+        fresh: gives the network with fresh weights.
+        run: trains into the folder; its argument is called with every epoch's row of the curve.
+    """
+
+    spec: str
+    folder: Path
+    epochs: int
+    fresh: Callable[[], nn.Module]
+    run: Callable[[Callable[[dict[str, Any]], None]], None]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to train."""
+        return (self.folder / "model.json").is_file()
+
+
+class Task(ABC):
+    """Classification or regression, on one dataset."""
+
+    estimator: ClassVar[type[Probe]]
+    preflight_version: ClassVar[str | int]
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    # Before anything runs --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def conditions(self, entries: Sequence[str | Mapping[str, Any]]) -> list[Condition]:
+        """The conditions of a suite."""
+
+    def refuse(self, context: Context) -> None:  # noqa: B027 - classification refuses nothing
+        """Raise ConfigError where a suite asks for what makes no sense for this task, or for one of its models."""
+
+    # Models ----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def training(self, entry: ModelEntry, models: Path) -> Training:
+        """What it takes to train an entry with `train`, into a folder under `models`."""
+
+    @abstractmethod
+    def load(self, entry: ModelEntry) -> LoadedModel:
+        """An entry with `spec`."""
+
+    @abstractmethod
+    def load_other(self, spec: str) -> LoadedModel:
+        """A model that is no entry: a checkpoint's folder, or what was trained into one."""
+
+    def preflight_samples(self) -> Any:
+        """What the preflight looks at, for its key."""
+        return self.data["test"].fingerprint()
+
+    @abstractmethod
+    def preflight(self, model: nn.Module, seed: int) -> list[Check]:
+        """May this model's numbers be trusted?"""
+
+    # Cells -----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def targets(self, samples: Split, rows: slice) -> np.ndarray:
+        """Labels int64 or targets float64, (n,)."""
+
+    @abstractmethod
+    def inputs(self, samples: Split, rows: slice) -> Tensor:
+        """The samples as they are, float32 (n, ...)."""
+
+    @abstractmethod
+    def clean_outputs(self, columns: Sequence[Columns]) -> Tensor:
+        """What the records of clean cells say of the model's outputs, for conditions that start from them."""
+
+    @abstractmethod
+    def reader(self, model: nn.Module, taps: Sequence[str]) -> Any:
+        """What `observe` reads outputs and features with; made once per model."""
+
+    @abstractmethod
+    def observe(self, reader: Any, x: Tensor, targets: np.ndarray, batch_size: int) -> Columns:
+        """What the model says of inputs: the columns of a record beside `id` and those that the condition made."""
+
+    def check_clean(self, model: str, columns: Columns) -> None:  # noqa: B027
+        """Raise DataError where clean records show that data and model do not belong together."""
+
+    def preview(self, x: Tensor) -> Columns:
+        """Columns that show a reader the first inputs; none where there is nothing to look at."""
+        return {}
+
+    @abstractmethod
+    def seen(self, columns: Sequence[Columns]) -> Any:
+        """What probes see of the joined records: `models.Observations`, or `uq.Samples`."""
+
+    @abstractmethod
+    def progress(self, columns: Columns) -> dict[str, Any]:
+        """What a progress line says of a cell."""

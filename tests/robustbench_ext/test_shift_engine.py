@@ -1,0 +1,114 @@
+"""Corruptions and domains in a run: conditions, records, summaries, the report."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustbench_ext.conditions import parse_conditions
+from robustbench_ext.data import load_dataset
+from robustbench_ext.engine import run_suite
+from robustbench_ext.errors import ConfigError
+from robustbench_ext.measure import CORRUPTIONS, DOMAINS
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+"""
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shifted")
+    (folder / "net.py").write_text(NET)
+    suite = {
+        "schema": 1,
+        "name": "shifted",
+        "data": "digits-dg:optical",
+        "n": 80,
+        "chunk_size": 60,
+        "models": [{"name": "net", "spec": f"{folder / 'net.py'}:build"}],
+        "conditions": [
+            {"domain": ["digits-dg:mnist", "digits-dg:fonts"]},
+            {"corruption": ["contrast", "pixelate"], "severity": [1, 5]},
+        ],
+        "detectors": ["msp"],
+        "uq": ["temperature"],
+    }
+    return folder, suite, run_suite(suite, folder / "run")
+
+
+def accuracy(spec, n, folder):
+    namespace = {}
+    exec(NET, namespace)
+    split = load_dataset(spec)["test"].take(n)
+    with torch.no_grad():
+        logits = namespace["build"]().eval()(split.images(slice(None)))
+    return (logits.argmax(1).numpy() == split.labels).astype(float)
+
+
+def test_domains_are_measured_on_their_own_samples(shifted):
+    folder, _, summary = shifted
+    assert not summary.failures
+    for spec in ("digits-dg:mnist", "digits-dg:fonts"):
+        (row,) = summary.results.find(condition=f"domain {spec}", metric="accuracy", probe="classifier", group=None)
+        assert row.value == pytest.approx(accuracy(spec, 80, folder).mean()) and row.n == 80
+        assert summary.results.find(condition=f"domain {spec}", metric="ece", probe="temperature")
+        assert summary.results.find(condition=f"domain {spec}", metric="auroc", probe="msp")
+
+
+def test_means_and_the_worst_are_over_conditions(shifted):
+    _, _, summary = shifted
+
+    def value(condition, metric="accuracy"):
+        rows = summary.results.find(condition=condition, metric=metric, probe="classifier")
+        return next(row for row in rows if metric != "accuracy" or row.group is None)
+
+    domains = [value(f"domain digits-dg:{d}").value for d in ("mnist", "fonts")]
+    assert value(DOMAINS, "mean_accuracy").value == pytest.approx(np.mean(domains))
+    worst = value(DOMAINS, "worst_domain_accuracy")
+    assert worst.value == pytest.approx(min(domains))
+    assert worst.group == f"domain digits-dg:{('mnist', 'fonts')[int(np.argmin(domains))]}"
+    corrupted = [value(f"{c} {s}").value for c in ("contrast", "pixelate") for s in (1, 5)]
+    mean = value(CORRUPTIONS, "mean_accuracy")
+    assert mean.value == pytest.approx(np.mean(corrupted)) and mean.ci_low < mean.value < mean.ci_high and mean.n == 80
+
+
+def test_the_report_has_a_table_of_each(shifted):
+    from reports import write_reports
+
+    folder, _, _ = shifted
+    write_reports(folder / "run")
+    page = (folder / "run" / "report.html").read_text()
+    assert "Accuracy on other domains" in page and "worst domain" in page and "all corruptions" in page
+
+
+def test_labels_levels_and_sets():
+    found = parse_conditions(
+        [{"corruption": "fifteen", "severity": [2, 4]}, {"corruption": "spatter", "levels": "cifar-c"}]
+    )
+    assert len(found) == 1 + 30 + 5 and found[1].label == "gaussian-noise 2" and found[-1].spec()["levels"] == "cifar-c"
+    small, large = (
+        parse_conditions([{"corruption": "fog", "severity": 1, "levels": v}])[1] for v in ("cifar-c", "imagenet-c")
+    )
+    assert small.spec() != large.spec()
+    x = torch.full((1, 1, 28, 28), 0.5)
+    given = (nn.Identity(), x, torch.zeros(1, dtype=torch.long), np.array(["a"]), 0, None, 1)
+    assert not torch.equal(small.apply(*given).x, large.apply(*given).x)
+    for entry, said in (
+        ({"corruption": "fog", "levels": "mnist-c"}, "imagenet-c, cifar-c"),
+        ({"corruption": ["fog", "mist"]}, "unknown corruption 'mist'"),
+        ({"domain": "digits-dg:fonts", "severity": 1}, "severity"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            parse_conditions([entry])
+
+
+def test_a_domain_of_other_classes_is_refused(shifted, tmp_path):
+    _, suite, _ = shifted
+    with pytest.raises(ConfigError, match="same classes in the same order"):
+        run_suite({**suite, "conditions": [{"domain": "mnist5k"}]}, tmp_path)
