@@ -3,6 +3,7 @@
     python benchmarks/shift/domains.py --out benchmarks/shift/results            # all of it; interrupted, it goes on
     python benchmarks/shift/domains.py --part 1/2 & ... --part 2/2               # by two processes
     python benchmarks/shift/domains.py --table                                    # only write the tables
+    python benchmarks/shift/domains.py --picture docs/figures/digits-dg.png       # only draw twenty images of each domain
 
 Every training set is cut to the same number of images (--n), so that the two protocols and the domains do not differ in size.
 The epoch is chosen on the training domains' own calibration images (training-domain validation of DomainBed); no image of an
@@ -154,6 +155,16 @@ def _cell(values: list[float], sign: bool = False) -> str:
     return f"{mean:{'+' if sign else ''}.1f} ± {half:.1f}" if np.isfinite(half) else f"{mean:.1f}"
 
 
+def picture(file: Path, images: int = 20) -> None:
+    """The first training images of every domain, one domain a row, twice their size."""
+    from PIL import Image
+
+    rows = [torch.cat(list(load_dataset(f"digits-dg:{d}")["train"].images(slice(0, images))), dim=2) for d in DOMAINS]
+    pixels = (torch.cat(rows, dim=1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    image = Image.fromarray(pixels)
+    image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(file, optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=list(MAIN), help=f"of {', '.join(METHODS)}")
@@ -165,7 +176,11 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing, write the tables")
     parser.add_argument("--runs", type=Path, default=Path("runs/shift-domains"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/shift/results"))
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
+    if options.picture is not None:
+        picture(options.picture)
+        return
     torch.set_num_threads(1)
     options.runs.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, options.part.split("/"))
