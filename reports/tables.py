@@ -281,7 +281,8 @@ def energies(results: RunResults) -> Table | None:
 
 def corruptions(results: RunResults) -> Table | None:
     """Accuracy of every model under every corruption."""
-    return _accuracies(results, "corruption", "corruptions", "Accuracy under corruptions, %", ("mean_accuracy",))
+    metrics = ("mean_accuracy", "mean_corruption_error", "corruption_mce", "corruption_relative_mce")
+    return _accuracies(results, "corruption", "corruptions", "Accuracy under corruptions, %", metrics)
 
 
 def domains(results: RunResults) -> Table | None:

@@ -200,6 +200,41 @@ class Corrupted(Condition):
 
 
 @dataclass(frozen=True)
+class PublishedCorruption(Condition):
+    """The corrupted images of a published benchmark, from its folder in $RBX_DATA: nothing is made, all is read.
+
+    `source` is "cifar-c" (CIFAR-10-C or CIFAR-100-C, whichever the suite's data is) or "imagenet-c".
+    """
+
+    source: str
+    name: str
+    severity: int
+    kind: ClassVar[str] = "corruption"
+
+    @property
+    def own_samples(self) -> bool:
+        return True
+
+    def samples(self, data: Dataset, split: str, n: int | None, seed: int = 0) -> Split:
+        from robustbench_ext.data.published import cifar_c, imagenet_c
+
+        if self.source == "cifar-c":
+            return cifar_c(data["test"].take(n), self.name, self.severity)
+        return imagenet_c(self.name, self.severity, classes=data.classes).take(n)
+
+    def spec(self) -> dict[str, Any]:
+        return {"condition": "published corruption", "of": self.source, "name": self.name, "severity": self.severity}
+
+    def facts(self) -> dict[str, Any]:
+        return {"corruption": self.name, "severity": self.severity, "levels": f"{self.source}, as published"}
+
+    def apply(
+        self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
+    ) -> Inputs:
+        return Inputs(x, {})
+
+
+@dataclass(frozen=True)
 class OfDomain(Condition):
     """Samples of the same classes from elsewhere: the test split of another dataset, such as digits-dg:fonts.
 
@@ -360,12 +395,18 @@ def _corruptions(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
         raise ConfigError(f"corruption {names}: levels = {levels!r}, expected one of {', '.join(LEVELS)}")
     made: list[Condition] = []
     for given in listed_values(names, "corruption"):
-        for name in SETS.get(str(given), (str(given),)):
+        source, colon, which = str(given).rpartition(":")
+        if colon and source not in PUBLISHED:
+            raise ConfigError(f"corruption {given}: {unknown_name('published benchmark', source, PUBLISHED)}")
+        for name in SETS.get(which, (which,)):
             CORRUPTIONS.get(name)
             for severity in listed_values(rest.get("severity", [1, 2, 3, 4, 5]), f"{name}: severity"):
                 if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
                     raise ConfigError(f"corruption {name}: severity = {severity!r}, expected 1, 2, 3, 4 or 5")
-                made.append(Corrupted(f"{name} {severity}", name, int(severity), levels))
+                if source:
+                    made.append(PublishedCorruption(f"{name} {severity}", PUBLISHED[source], name, int(severity)))
+                else:
+                    made.append(Corrupted(f"{name} {severity}", name, int(severity), levels))
     return made
 
 
@@ -398,6 +439,7 @@ MAKERS: Mapping[str, Maker] = {
     "outliers": _outliers,
 }
 # Names that stand for several corruptions.
+PUBLISHED = {"cifar10c": "cifar-c", "cifar100c": "cifar-c", "imagenet-c": "imagenet-c"}
 SETS = {"fifteen": FIFTEEN, "extra": EXTRA, "all": (*FIFTEEN, *EXTRA)}
 
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from robustbench_ext import detection_rows, measure_regression, measure_uncertainty
 from robustbench_ext.conditions import Condition, UnderAttack
+from robustbench_ext.data.corruptions.levels import FIFTEEN
 from robustbench_ext.doubts import Attacked, access_of, doubts
 from robustbench_ext.evaluate import CLEAN, PREVIEWS, Context
 from robustbench_ext.measured import Columns, Measured, Place, Tables, rounded, row
-from robustbench_ext.metrics import METRICS, Estimate, audit, distance, energy, tails
+from robustbench_ext.metrics import METRICS, Estimate, audit, corruption, distance, energy, tails
 from robustbench_ext.metrics import classification as cls
 from robustbench_ext.metrics import detection as det
 from robustbench_ext.metrics.intervals import bootstrap_mean
@@ -360,9 +361,21 @@ def _shifts(out: Measured, tables: Tables, model: str, conditions: Mapping[str, 
         group = f"{len(labels)} conditions"
         if kind == "corruptions":
             # The same samples under each: a sample's mean over corruptions is what is independent.
-            out.rows.append(
-                row(model, name, CLASSIFIER, "mean_accuracy", bootstrap_mean(np.mean(right, axis=0)), group=group)
-            )
+            mean = bootstrap_mean(np.mean(right, axis=0))
+            out.rows.append(row(model, name, CLASSIFIER, "mean_accuracy", mean, group=group))
+            facts = [conditions[label].facts() for label in labels]
+            verdicts = {(f["corruption"], f["severity"]): v for f, v in zip(facts, right, strict=True)}
+            if {(c, s) for c in FIFTEEN for s in range(1, 6)} <= set(verdicts):
+                found = {"mean_corruption_error": corruption.mean_error(verdicts)}
+                if (
+                    facts[0]["levels"] == "imagenet-c, as published"
+                ):  # the only data that AlexNet's errors are known for
+                    found["corruption_mce"] = corruption.mce(verdicts)
+                    clean, first = (tables.observations(model, label) for label in (CLEAN, labels[0]))
+                    if np.array_equal(clean["id"], first["id"]):  # the rise is paired by sample
+                        found["corruption_relative_mce"] = corruption.relative_mce(verdicts, correct(clean))
+                for metric, estimate in found.items():
+                    out.rows.append(row(model, name, CLASSIFIER, metric, estimate, group="fifteen corruptions"))
             continue
         which = np.repeat(np.arange(len(right)), [len(part) for part in right])
         mean = tails.class_mean_accuracy(np.concatenate(right), which, np.arange(len(right)))

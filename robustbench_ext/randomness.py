@@ -22,7 +22,7 @@ _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
-_BLOCK = 1 << 20  # counters per block of work: bounds the temporary memory to about 64 MiB
+_BLOCK = 1 << 15  # counters per block of work: what stays in the cache; bounds the temporary memory too
 
 
 def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: tuple[int, int]) -> tuple[Tensor, ...]:

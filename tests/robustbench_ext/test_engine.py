@@ -58,7 +58,12 @@ def test_a_run_gives_every_kind_of_result(finished):
     }
     intervals |= {"width", "width_normalised", "width_stratified_coverage", "wis_mean", "wis_sum", "ause"}
     intervals |= {"worst_group_coverage", "worst_slab_coverage"}  # of regressors only
-    sets.add("worst_domain_accuracy")  # of several domains only
+    sets |= {
+        "worst_domain_accuracy",
+        "mean_corruption_error",
+        "corruption_mce",
+        "corruption_relative_mce",
+    }  # of whole benchmarks
     in_python = {"ace", "tace", "augrc"}  # for those who ask for them
     assert metrics == set(METRICS) - elsewhere - sets - intervals - in_python
     assert set(results.metrics) == set(METRICS)

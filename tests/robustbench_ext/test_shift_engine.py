@@ -7,6 +7,7 @@ from torch import nn
 
 from robustbench_ext.conditions import parse_conditions
 from robustbench_ext.data import load_dataset
+from robustbench_ext.data.base import ArraySplit
 from robustbench_ext.engine import run_suite
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.measure import CORRUPTIONS, DOMAINS
@@ -112,3 +113,33 @@ def test_a_domain_of_other_classes_is_refused(shifted, tmp_path):
     _, suite, _ = shifted
     with pytest.raises(ConfigError, match="same classes in the same order"):
         run_suite({**suite, "conditions": [{"domain": "mnist5k"}]}, tmp_path)
+
+
+def test_published_folders_are_conditions(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    images = rng.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
+    labels = np.tile(np.arange(10_000) % 10, 5)
+    np.save(folder / "fog.npy", images)
+    np.save(folder / "labels.npy", labels)
+    monkeypatch.setenv("RBX_DATA", str(tmp_path))
+    index = [7, 3, 9999]
+    ids = [f"CIFAR10:test:{i:06d}" for i in index]
+    clean = ArraySplit(np.zeros((3, 3, 32, 32), np.float32), np.array(index) % 10, ids)
+    (condition,) = parse_conditions([{"corruption": "cifar10c:fog", "severity": 2}])[1:]
+    split = condition.samples({"test": clean}, "test", 2)
+    assert split.ids.tolist() == ids[:2] and condition.label == "fog 2" and condition.kind == "corruption"
+    expected = torch.from_numpy(images[[10_007, 10_003]]).permute(0, 3, 1, 2) / 255
+    assert torch.allclose(split.images(slice(None)), expected)
+    with pytest.raises(ConfigError, match="cifar10c"):
+        parse_conditions([{"corruption": "cifar10-c:fog"}])
+
+
+def test_all_fifteen_give_the_mean_corruption_error(shifted, tmp_path):
+    folder, suite, _ = shifted
+    few = {**suite, "n": 20, "conditions": [{"corruption": "fifteen"}], "detectors": [], "uq": []}
+    results = run_suite(few, tmp_path).results
+    (error,) = results.find(metric="mean_corruption_error")
+    (mean,) = results.find(metric="mean_accuracy")
+    assert error.value == pytest.approx(1 - mean.value) and not results.find(metric="corruption_mce")
