@@ -107,6 +107,49 @@ def corruption_curve(results: RunResults, name: str, ax: Axes | None = None) -> 
     return ax
 
 
+def tradeoffs(results: RunResults, ax: Axes | None = None) -> Axes:
+    """Accuracy of every model clean, corrupted (mean), attacked (worst case at the largest budget of each norm), on other
+    domains (mean): one line a model. Lines that cross are trade-offs.
+    """
+    ax = ax or new_axes()
+    axes = axes_of(results)
+    models = model_names(results)
+    for i, model in enumerate(models):
+        found = [results.find(model=model, probe=CLASSIFIER, **query) for _, query in axes]
+        rows = [next((r for r in rows if r.group is None or r.metric == "mean_accuracy"), None) for rows in found]
+        at = [(x, r) for x, r in enumerate(rows) if r is not None and r.value is not None]
+        x = np.array([x for x, _ in at]) + 0.04 * (i - (len(models) - 1) / 2)  # bars side by side
+        values = np.array([r.value for _, r in at])
+        low, high = (
+            np.array([v.value if end is None else end for v, end in ends])
+            for ends in (
+                [(r, r.ci_low) for _, r in at],
+                [(r, r.ci_high) for _, r in at],
+            )
+        )
+        ax.errorbar(x, values, yerr=[values - low, high - values], label=model, linewidth=1.4, capsize=2, **_style(i))
+    ax.set_xticks(range(len(axes)), [name for name, _ in axes])
+    ax.set_ylabel("accuracy")
+    ax.set_title("Clean, corrupted, attacked, elsewhere")
+    _percent(ax)
+    _legend_below(ax, len(models))
+    return ax
+
+
+def axes_of(results: RunResults) -> list[tuple[str, dict[str, str]]]:
+    """The axes of `tradeoffs` that the run has: a name, and what finds the accuracy."""
+    axes = [("clean", {"condition": CLEAN, "metric": "accuracy"})]
+    for kind, name in (("corruptions", "corrupted"), ("domains", "domains")):
+        for summary in of_kind(results, kind):
+            axes.append((name, {"condition": summary["label"], "metric": "mean_accuracy"}))
+    for norm in sorted({c["norm"] for c in of_kind(results, "worst-case")}):
+        worst = max((c for c in of_kind(results, "worst-case") if c["norm"] == norm), key=lambda c: float(c["eps"]))
+        axes.append(
+            (worst["label"].removeprefix("worst case "), {"condition": worst["label"], "metric": "robust_accuracy"})
+        )
+    return axes
+
+
 def corruption_heatmap(results: RunResults, model: str, ax: Axes | None = None) -> Axes:
     """Accuracy of one model under every corruption (rows) and severity (columns), in percent."""
     ax = ax or new_axes()
@@ -470,6 +513,7 @@ __all__ = [
     "roc",
     "score_histogram",
     "sharpness",
+    "tradeoffs",
     "training_curve",
     "training_energies",
     "training_loss",

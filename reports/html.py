@@ -17,6 +17,7 @@ from robustbench_ext.results import RunResults
 TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_SAMPLES = 8
 ENERGY_FIGURES = 12  # models; all are in the table
+MANY_AXES = 2  # of trade-offs; fewer need no figure
 MANY_CORRUPTIONS = 4  # more of them are shown as heat maps
 
 
@@ -38,6 +39,7 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
         (uncertainty.errors, uncertainty.intervals, uncertainty.regression_uncertainty, _training)
         if tables.is_regression(results)
         else (
+            _tradeoffs,
             _robustness,
             _distances,
             _classes,
@@ -70,6 +72,21 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
         js=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )
     return page + "\n"
+
+
+def _tradeoffs(results: RunResults) -> Section:
+    section = Section(
+        "tradeoffs",
+        "Trade-offs",
+        "Means over all corruptions and domains of the suite, and the worst case over attacks at the largest budget. Where "
+        "lines cross, one model is better here and the other there.",
+    )
+    if len(figures.axes_of(results)) > MANY_AXES and not tables.is_regression(results):
+        alt = (
+            "Accuracy of every model clean, corrupted, attacked and on other domains; the numbers are in the headline."
+        )
+        section.figures.append(figure("tradeoffs", alt, lambda ax: figures.tradeoffs(results, ax), (5.6, 3.4)))
+    return section
 
 
 def _robustness(results: RunResults) -> Section:

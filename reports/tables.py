@@ -149,12 +149,27 @@ def headline(results: RunResults) -> Table:
                 {**here, "metric": "worst_class_accuracy", "group": ...},
             )
         )
+    definition = heading("accuracy", results).definition
     corruptions = of_kind(results, "corruption")
-    if corruptions:
+    if summary := of_kind(results, "corruptions"):
+        query = {"condition": summary[0]["label"], "metric": "mean_accuracy", "group": ...}
+        wanted.append(
+            (Column(f"{len(corruptions)} corruptions, % ↑", results.metrics["mean_accuracy"]["definition"]), query)
+        )
+    elif corruptions:
         last = corruptions[-1]["label"]
-        definition = heading("accuracy", results).definition
         wanted.append(
             (Column(f"{last}, % ↑", definition), {"condition": last, "probe": CLASSIFIER, "metric": "accuracy"})
+        )
+    domains_ = of_kind(results, "domain")
+    if summary := of_kind(results, "domains"):
+        for metric, title in (("mean_accuracy", f"{len(domains_)} domains"), ("worst_domain_accuracy", "worst domain")):
+            column = Column(f"{title}, % ↑", results.metrics[metric]["definition"])
+            wanted.append((column, {"condition": summary[0]["label"], "metric": metric, "group": ...}))
+    elif domains_:
+        label = domains_[0]["label"]
+        wanted.append(
+            (Column(f"{label}, % ↑", definition), {"condition": label, "probe": CLASSIFIER, "metric": "accuracy"})
         )
     wanted.append((heading("ece", results, "clean "), {"condition": CLEAN, "probe": CLASSIFIER, "metric": "ece"}))
     outliers = of_kind(results, "outliers")
@@ -173,7 +188,10 @@ def headline(results: RunResults) -> Table:
             if query.get("group") is ...:
                 rows = results.find(model=model, **{k: v for k, v in query.items() if k != "group"})
                 cell = number(rows[0] if rows else None, results)
-                cells.append(Cell(f"{cell.text}", cell.value, f"class {rows[0].group}; {cell.note}" if rows else ""))
+                about = (
+                    f"class {rows[0].group}" if rows and "class" in rows[0].metric else rows[0].group if rows else ""
+                )
+                cells.append(Cell(f"{cell.text}", cell.value, f"{about}; {cell.note}" if rows else ""))
             else:
                 cells.append(number(one(results, model=model, **query), results))
         table.rows.append((model, cells))
@@ -303,7 +321,8 @@ def _accuracies(results: RunResults, kind: str, over: str, title: str, summaries
         table.rows.append((label, [number(one(results, model=m, **query), results) for m in names]))
     for summary in of_kind(results, over):
         for metric in summaries:
-            cells = [one(results, model=m, condition=summary["label"], metric=metric) for m in names]
+            rows = [results.find(model=m, condition=summary["label"], metric=metric) for m in names]
+            cells = [found_[0] if found_ else None for found_ in rows]
             if any(cells):
                 heading_ = f"{summary['label']}: {results.metrics[metric]['title']}"
                 table.rows.append((heading_, [number(cell, results) for cell in cells]))

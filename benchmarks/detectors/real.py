@@ -50,7 +50,7 @@ def suite(options: argparse.Namespace) -> dict[str, Any]:
             {"attack": "pgd", "eps": eps, "steps": 40, "step_size": eps / 8, "stop": "never"},
             {"attack": "cw"},
             {"attack": "adaptive", "eps": eps, "steps": 100, "against": ["msp", "mahalanobis", "ensemble"]},
-            {"corruption": "gaussian-noise", "severity": [3]},
+            {"corruption": "gaussian-noise", "severity": [3], "levels": "imagenet-c"},
         ],
         "detectors": [
             "msp",

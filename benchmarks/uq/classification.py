@@ -96,7 +96,7 @@ def suite(seed: int) -> dict[str, Any]:
         "models": [model("model", seed, True), *(model(m, s, False) for m, s in members.items())],
         "conditions": [
             "clean",
-            {"corruption": "gaussian-noise", "severity": [1, 3, 5]},
+            {"corruption": "gaussian-noise", "severity": [1, 3, 5], "levels": "imagenet-c"},
             {"attack": "pgd", "eps": [0.1, 0.2], "steps": 40, "step_size": 0.025, "stop": "never"},
             {"outliers": ["letters", "photos"], "n": 1000},
         ],

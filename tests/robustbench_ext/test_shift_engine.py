@@ -11,6 +11,7 @@ from robustbench_ext.data.base import ArraySplit
 from robustbench_ext.engine import run_suite
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.measure import CORRUPTIONS, DOMAINS
+from robustbench_ext.results import RunResults
 
 NET = """
 import torch
@@ -80,12 +81,19 @@ def test_means_and_the_worst_are_over_conditions(shifted):
 
 
 def test_the_report_has_a_table_of_each(shifted):
-    from reports import write_reports
+    from reports import tables, write_reports
 
     folder, _, _ = shifted
     write_reports(folder / "run")
     page = (folder / "run" / "report.html").read_text()
-    assert "Accuracy on other domains" in page and "worst domain" in page and "all corruptions" in page
+    assert "Accuracy on other domains" in page and "Trade-offs" in page
+    assert "all domains: worst domain" in page and "all corruptions: mean accuracy" in page
+    results = RunResults.read(folder / "run" / "results.json")
+    headline = tables.headline(results)
+    heads = [column.title for column in headline.columns]
+    ((_, cells),) = headline.rows
+    for title in ("4 corruptions, % ↑", "2 domains, % ↑", "worst domain, % ↑"):
+        assert cells[heads.index(title)].value is not None, title
 
 
 def test_labels_levels_and_sets():
@@ -137,7 +145,7 @@ def test_published_folders_are_conditions(tmp_path, monkeypatch):
 
 
 def test_all_fifteen_give_the_mean_corruption_error(shifted, tmp_path):
-    folder, suite, _ = shifted
+    _, suite, _ = shifted
     few = {**suite, "n": 20, "conditions": [{"corruption": "fifteen"}], "detectors": [], "uq": []}
     results = run_suite(few, tmp_path).results
     (error,) = results.find(metric="mean_corruption_error")
