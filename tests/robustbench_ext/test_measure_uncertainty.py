@@ -33,7 +33,7 @@ class Records:
         self.data, self.store, self.specs = data, self, specs
         self.conditions = {c.label: c for c in conditions}
 
-    def probes_of(self, model):
+    def probes_read(self, model):
         return [self.probe(label) for label in self.specs]
 
     def probe(self, label):

@@ -370,7 +370,7 @@ def test_a_refused_regressor_costs_nothing_else(tmp_path):
 
 
 def test_an_estimator_that_fails_leaves_a_report(tmp_path):
-    """Dropout is missing where a network has none; the other model goes on."""
+    """Dropout is missing where a network has none; its other estimators and the other model go on."""
     models = [
         {"name": "bare", "train": {"kwargs": {"hidden": [8]}, "recipe": {"epochs": 1}}},
         {"name": "forest", "spec": FOREST, "kwargs": {"n_estimators": 4}},
@@ -378,4 +378,6 @@ def test_an_estimator_that_fails_leaves_a_report(tmp_path):
     uq = ["split-conformal", {"name": "mc-dropout", "only": "bare"}]
     summary = run_suite({**suite_of(), "models": models, "conditions": [], "uq": uq}, tmp_path)
     assert summary.failures and all("dropout" in f.error for f in summary.failures)
-    assert {row.model for row in summary.results.results} == {"forest"}
+    assert {row.model for row in summary.results.results} == {"bare", "forest"}
+    read = {row.probe for row in summary.results.find(model="bare")}
+    assert "split-conformal" in read and "mc-dropout" not in read
