@@ -104,6 +104,7 @@ class QuantileAggregation(RegressionEstimator):
     """
 
     name: ClassVar[str] = "quantile-aggregation"
+    version: ClassVar[int] = 2
     reference: ClassVar[str] = "arXiv 2103.00083"
 
     def __init__(
@@ -227,7 +228,8 @@ class QuantileAggregation(RegressionEstimator):
         made = from_quantiles(operator(self.post, torch.from_numpy(self.levels))(raw).numpy()[:, self._columns()])
         if self._moves is not None and made.quantiles is not None:
             made = widened(made.quantiles, self._moves)
-        return replace(made, crossed=(raw.diff(dim=1) < 0).sum(1).numpy())
+        given = raw[:, self._columns()]  # crossing is told of LEVELS, whatever levels stand between them
+        return replace(made, crossed=(given.diff(dim=1) < 0).sum(1).numpy())
 
     def _columns(self) -> np.ndarray:
         return np.searchsorted(self.levels, LEVELS)

@@ -127,8 +127,8 @@ class SplitPointRegressor(RegressionEstimator):
         residuals: whose residuals the heads learn. "calibration": held-out ones (default). "train": as published; a network
             that has fitted its noise shows residuals that are too small there, and intervals under-cover. "both".
         loss: of the intervals, "calibration" as published, or "pinball"; see `uq.split_point_heads`. The published one stops
-            where coverage is met, so it learns less by heart: with few samples its intervals were the better, with many both
-            alike.
+            where coverage is met, so it learns less by heart: with few samples its intervals were the better ones, with many
+            both were alike.
         calibrate: widen each side by the factor of `inflation`; off, as in the published scripts.
         cap: the largest such factor (this project's; the published formula is negative where heads contradict most).
         root: epistemic as the square root of SDS.

@@ -3,13 +3,16 @@
     python benchmarks/uq/intervals.py                         # all estimators on all tables, three seeds
     python benchmarks/uq/intervals.py --methods split-point   # one more, by its name in the catalog
     python benchmarks/uq/intervals.py --tables friedman       # the experiment on weight families alone
+    python benchmarks/uq/intervals.py --paired                # method against method, from intervals.json
 
 A seed draws at most --rows rows of a table and cuts them into 60 % training, 20 % calibration, 20 % test; the synthetic
 target is drawn anew (1,500, 400 and 4,000). One small network with dropout is trained per table and seed; estimators that
 start from a regressor start from it. Each (table, seed, method) is a line of intervals.jsonl, so a run that is cut off goes
 on, and a method whose parameters or version changed is computed again.
 
-Written: intervals.json and intervals.md. WIS is the sum form over the median and the intervals of 50, 80, 90 and 95 %, on
+Written: intervals.json and intervals.md; intervals-partial.* where not everything is there, so that a run of a few methods
+does not replace the summary of all. Beside them intervals-families.* (weight families, every seed) and, from the whole
+summary, intervals-paired.md. WIS is the sum form over the median and the intervals of 50, 80, 90 and 95 %, on
 the test part, relative to the best of four single models (linear, forest, nearest neighbours, boosting) *on that same test
 part*: a hindsight that no method has.
 """
@@ -215,6 +218,72 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def paired(found: dict[str, Any], tables: list[str], a: str, b: str) -> tuple[float, float, float, int]:
+    """WIS of a over that of b: geometric mean over tables, its 95 % bootstrap interval, and tables where a is the better."""
+    one, other = found[a]["relative_wis_by_table"], found[b]["relative_wis_by_table"]
+    logs = [math.log(one[t] / other[t]) for t in tables]
+    low, high = bootstrap(logs)
+    return math.exp(statistics.mean(logs)), math.exp(low), math.exp(high), sum(v < 0 for v in logs)
+
+
+def paired_markdown(found: dict[str, Any]) -> str:
+    """Aggregation against every other method, with all tables and without the one that it gains most on."""
+    tables = [t for t in found[AGGREGATE]["relative_wis_by_table"] if t != SYNTHETIC]
+    most = min(tables, key=lambda t: found[AGGREGATE]["relative_wis_by_table"][t])
+    rest = [t for t in tables if t != most]
+    mine = [m for m in METHODS if m.startswith(AGGREGATE)]
+    full = {m: f for m, f in found.items() if m not in FAMILIES and f["tables"] == len(tables)}
+    lines = [
+        f"WIS over that of the other method, paired by table: geometric mean over {len(tables)} tables, 95 % bootstrap "
+        f"interval over tables, number of tables where aggregation is better. Without {most}, the table that it gains most on: "
+        "chosen after seeing the results, to show how much rests on it. Intervals are not corrected for their number.\n",
+        f"| aggregation | other | all | better | without {most} | better |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for a in mine:
+        for b in full:
+            if a != b:
+                cells = []
+                for part in (tables, rest):
+                    mean, low, high, better = paired(found, part, a, b)
+                    cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}] | {better} of {len(part)}")
+                lines.append(f"| {a} | {b} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def families(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """The synthetic target, per weight family and single model: WIS of every seed, and against the best single model."""
+    by: dict[str, dict[int, float]] = {}
+    for r in rows:
+        if r["table"] == SYNTHETIC and (r["method"] in FAMILIES or r["method"] in (*SINGLE, "equal average")):
+            by.setdefault(r["method"], {})[r["seed"]] = r["wis"]
+    if set(by) != {*FAMILIES, *SINGLE, "equal average"}:
+        return {}, ""
+    seeds = sorted(set.intersection(*(set(v) for v in by.values())))
+    best = [min(by[m][s] for m in SINGLE) for s in seeds]
+    out, lines = {}, []
+    for method, values in by.items():
+        wis = [values[s] for s in seeds]
+        ratio = [w / b for w, b in zip(wis, best, strict=True)]
+        out[method] = {"seeds": seeds, "wis": wis, "relative_wis": ratio}
+        lines.append(
+            f"| {method} | {statistics.mean(wis):.3f} | {', '.join(f'{w:.3f}' for w in wis)} | {statistics.mean(ratio):.3f} "
+            f"({min(ratio):.3f} to {max(ratio):.3f}) |"
+        )
+    head = [
+        f"Weight families on the synthetic target: 1,500 training, 400 calibration, 4,000 test samples, {len(seeds)} seeds. "
+        f"WIS in sum form over {2 * len(NOMINAL) + 1} levels, sorted; relative to the best of {', '.join(SINGLE)} of the same "
+        "seed: mean (smallest to largest over seeds).\n",
+        "| weights | WIS | by seed | relative |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    return out, "\n".join(head + lines) + "\n"
+
+
+def write(path: Path, content: str) -> None:
+    write_atomically(path, lambda f: f.write_text(content))
+
+
 def markdown(found: dict[str, Any], rows: list[dict[str, Any]], seeds: int) -> str:
     tables = sorted({r["table"] for r in rows if r["table"] != SYNTHETIC})
     shown = {m: f for m, f in found.items() if m not in FAMILIES and f["mean_relative_wis"] is not None}
@@ -269,7 +338,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--paired", action="store_true", help="compute nothing; compare the methods of intervals.json")
     options = parser.parse_args()
+    if options.paired:
+        found = json.loads((options.out / "intervals.json").read_text())["methods"]
+        write(options.out / "intervals-paired.md", paired_markdown(found))
+        return
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -294,12 +368,19 @@ def main() -> None:
                 with store.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{table} {seed} {method}: WIS {row['wis']:.4g}, {row['cpu_s']} s", flush=True)
-    found = summary(list(rows.values()))
-    content = {"environment": environment(), "rows_at_most": options.rows, "seeds": options.seeds, "methods": found}
-    write_atomically(options.out / "intervals.json", lambda f: f.write_text(json.dumps(content, indent=1) + "\n"))
-    write_atomically(
-        options.out / "intervals.md", lambda f: f.write_text(markdown(found, list(rows.values()), options.seeds))
-    )
+    made = list(rows.values())
+    found = summary(made)
+    context = {"environment": environment(), "rows_at_most": options.rows, "seeds": options.seeds}
+    whole = all((t, s, m) in rows for t in (SYNTHETIC, *TABLES) for s in range(options.seeds) for m in methods())
+    stem = "intervals" if whole else "intervals-partial"
+    write(options.out / f"{stem}.json", json.dumps({**context, "methods": found}, indent=1) + "\n")
+    write(options.out / f"{stem}.md", markdown(found, made, options.seeds))
+    if whole:
+        write(options.out / "intervals-paired.md", paired_markdown(found))
+    values, text = families(made)
+    if values:
+        write(options.out / "intervals-families.json", json.dumps({**context, "families": values}, indent=1) + "\n")
+        write(options.out / "intervals-families.md", text)
 
 
 if __name__ == "__main__":

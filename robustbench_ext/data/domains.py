@@ -23,6 +23,9 @@ from robustbench_ext.fingerprint import hash_strings
 from robustbench_ext.randomness import SampleRandom
 
 _OPTIONS = ("only", "without", "size")
+# VLCS names its validation folder in its own way (Zhou's Dassl reads it so), and has all images once more in `full`.
+_PARTS = {**_SPLIT_NAMES, "calibration": (*_SPLIT_NAMES["calibration"], "crossval")}
+_WHOLE = "full"
 LABEL_NOISE = 0.25
 
 
@@ -30,8 +33,9 @@ LABEL_NOISE = 0.25
 
 
 def load_domains(argument: str) -> Dataset:
-    """`domains:PATH`: PATH/DOMAIN/CLASS/IMAGE, as PACS, Office-Home and VLCS come, or PATH/DOMAIN/train/CLASS/IMAGE (and
-    `val/`, `test/`), as Digits-DG does.
+    """`domains:PATH`: PATH/DOMAIN/CLASS/IMAGE, as PACS and Office-Home come, or PATH/DOMAIN/train/CLASS/IMAGE (and `val/`,
+    `test/`), as Digits-DG and VLCS do. VLCS's `crossval/` is taken as its validation split; `full/` is read only where it is
+    alone, as its images are those of the others.
 
     Options follow as `#only=A+B` or `#without=A` (domains, by the names of their folders) and `#size=224` (pixels: images
     are resized to that square, bilinear with antialiasing, whatever their shape; without it all must have one size). Images
@@ -90,8 +94,10 @@ def _folders(root: Path) -> list[Path]:
 def _parts(domain: Path) -> dict[str, Path]:
     """The folders that hold a domain's class folders, by split, or under "all"; none where it has no folders at all."""
     children = {child.name.lower(): child for child in _folders(domain)}
-    found = {s: children[a] for s, aliases in _SPLIT_NAMES.items() for a in aliases if a in children}
-    return found or ({"all": domain} if children else {})
+    found = {s: children[a] for s, aliases in _PARTS.items() for a in aliases if a in children}
+    if found:
+        return found
+    return {"all": children[_WHOLE] if set(children) == {_WHOLE} else domain} if children else {}
 
 
 def _domain(name: str, root: Path, parts: dict[str, Path], classes: list[str], side: int | None) -> Dataset:

@@ -1,4 +1,4 @@
-"""Errors under corruptions: the plain mean, mCE and relative mCE of ImageNet-C.
+"""Errors under corruptions: the plain mean, mCE and relative mCE of ImageNet-C, the drop in accuracy.
 
 Hendrycks, Dietterich: *Benchmarking neural network robustness to common corruptions and perturbations*, ICLR 2019,
 arXiv 1903.12261. With the top-1 error E_{s,c} at severity s of corruption c, and a baseline's A_{s,c},
@@ -6,6 +6,7 @@ arXiv 1903.12261. With the top-1 error E_{s,c} at severity s of corruption c, an
     mean error     (1/15) sum_c (1/5) sum_s E_{s,c}
     mCE            (1/15) sum_c  sum_s E_{s,c} / sum_s A_{s,c}
     relative mCE   (1/15) sum_c  sum_s (E_{s,c} - E_clean) / sum_s (A_{s,c} - A_clean)
+    drop           (1/15) sum_c (1/5) sum_s E_{s,c} - E_clean: clean accuracy less the mean one under corruptions
 
 Ratios are of sums over severities, not means of ratios. All fifteen corruptions and all five severities are needed: a mean over
 fewer is another number. The four extra ones (speckle noise, Gaussian blur, spatter, saturate) stay out. The published baseline
@@ -27,7 +28,7 @@ import numpy as np
 from robustbench_ext.errors import DataError
 from robustbench_ext.metrics.estimate import Estimate, require
 from robustbench_ext.metrics.intervals import wilson
-from robustbench_ext.metrics.resampling import percentile, resampled_sums
+from robustbench_ext.metrics.resampling import percentile, resampled_sums, sample_mean
 
 SEVERITIES = (1, 2, 3, 4, 5)
 Verdicts = Mapping[tuple[str, int], np.ndarray]
@@ -88,7 +89,23 @@ def mean_error(correct: Verdicts) -> Estimate:
     if per_sample.min() == per_sample.max() and value in (0.0, 1.0):
         # No resample differs. Wilson's end holds: the mean is at most the probability of any mistake at all.
         return Estimate(value, *wilson(round(value * n), n), "Wilson", n)
-    return percentile(value, resampled_sums(per_sample[:, None])[:, 0] / n, n)
+    return sample_mean(per_sample)
+
+
+def accuracy_drop(correct: Verdicts, clean: np.ndarray) -> Estimate:
+    """Clean accuracy minus the mean over the fifteen corruptions and five severities, paired by sample, in [-1, 1].
+
+    Args:
+        correct, clean: as in `relative_mce`.
+
+    Raises:
+        DataError: as in `mean_error`.
+    """
+    per_sample = _rises(correct, clean).mean(axis=1)
+    n, value = len(per_sample), float(per_sample.mean())
+    if per_sample.min() == per_sample.max():
+        return Estimate(value, math.nan, math.nan, "none", n, "no resample differs")
+    return sample_mean(per_sample)
 
 
 def mce(correct: Verdicts, baseline: Baseline | Verdicts = ALEXNET) -> Estimate:

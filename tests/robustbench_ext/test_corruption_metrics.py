@@ -13,6 +13,7 @@ from robustbench_ext.metrics.corruption import (
     ALEXNET,
     FIFTEEN,
     Baseline,
+    accuracy_drop,
     mce,
     mce_of_errors,
     mean_error,
@@ -75,6 +76,23 @@ def test_it_is_the_ratio_of_sums():
     assert mce(model, known).value == pytest.approx(ratio_of_sums, abs=1e-12)
 
 
+def test_the_drop_is_paired():
+    model, clean = verdicts(lambda c, s: 0.1 * s), np.arange(N) % 20 > 0  # clean error 0.05
+    drop = accuracy_drop(model, clean)
+    assert drop.value == pytest.approx(0.3 - 0.05, abs=1e-12)
+    assert drop.value == pytest.approx(mean_error(model).value - (1 - clean.mean()), abs=1e-12)
+    # Half of the samples are wrong with and without corruption: that half does not vary in the drop.
+    hard, hit = np.arange(N) % 2 == 0, np.arange(N) % 20 == 1
+    shared = {(name, s): ~(hard | hit) for name in FIFTEEN for s in range(1, 6)}
+    paired = accuracy_drop(shared, ~hard)
+    half = 1.959964 * (0.05 * 0.95 / N) ** 0.5
+    assert paired.value == pytest.approx(0.05) and (paired.ci_high - paired.ci_low) / 2 == pytest.approx(half, rel=0.15)
+    none = accuracy_drop(dict.fromkeys(model, clean), clean)
+    assert none.value == 0 and np.isnan(none.ci_low) and none.reason == "no resample differs"
+    with pytest.raises(DataError, match="lengths differ"):
+        accuracy_drop(model, clean[:3])
+
+
 def test_extra_corruptions_stay_out():
     model = verdicts(lambda c, s: 0.1 * s)
     more = {**model, **{(name, s): np.zeros(N, dtype=bool) for name in EXTRA for s in range(1, 6)}}
@@ -84,7 +102,13 @@ def test_extra_corruptions_stay_out():
 def test_what_is_missing_is_an_error():
     model, clean = verdicts(lambda c, s: 0.1 * s), np.ones(N, dtype=bool)
     without = {key: value for key, value in model.items() if key[0] != "frost"}
-    for call in (mean_error, mce, lambda m: relative_mce(m, clean), lambda m: mce(model, m)):
+    for call in (
+        mean_error,
+        mce,
+        lambda m: relative_mce(m, clean),
+        lambda m: accuracy_drop(m, clean),
+        lambda m: mce(model, m),
+    ):
         with pytest.raises(DataError, match="frost at severity 1"):
             call(without)
     with pytest.raises(DataError, match="fog at severity 4"):

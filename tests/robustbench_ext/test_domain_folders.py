@@ -102,6 +102,20 @@ def test_split_folders_are_kept(tmp_path):
     assert not set(data["train"].ids) & set(data["test"].ids)
 
 
+def test_vlcs_has_its_own_names_for_splits(tmp_path):
+    for part, n in (("train", 6), ("crossval", 2), ("test", 3), ("full", 11)):
+        for label in ("bird", "car"):
+            for i in range(n):
+                picture(tmp_path / "CALTECH" / part / label / f"{part}{i}.png", 10, 0)
+                picture(tmp_path / "SUN" / "full" / label / f"{part}{i}.png", 10, 0)
+    data = load_dataset(f"domains:{tmp_path}#only=CALTECH")
+    assert data.classes == ("bird", "car") and [len(data[s]) for s in SPLITS] == [12, 4, 6]
+    assert all(i.startswith("CALTECH/crossval/") for i in data["calibration"].ids)
+    assert not any("/full/" in i for split in data.splits.values() for i in split.ids)
+    alone = load_dataset(f"domains:{tmp_path}#only=SUN")
+    assert alone.classes == ("bird", "car") and sum(len(alone[s]) for s in SPLITS) == 2 * 22
+
+
 def test_what_cannot_be_loaded_says_why(folder, tmp_path_factory):
     for argument, error, match in (
         ("#only=painting", ConfigError, "Known: art, photo, sketch"),

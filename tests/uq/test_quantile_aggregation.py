@@ -260,6 +260,22 @@ def test_search_further_levels_and_operators():
     assert QuantileAggregation(**options).spec() == made.spec()
 
 
+def test_crossing_is_counted_between_the_levels_that_are_given(monkeypatch):
+    """Further levels are the aggregate's own business: the crossing rate divides by the pairs of LEVELS."""
+
+    class Reversed(QuantileModel):
+        def _fit(self, x, y, seed):
+            pass
+
+        def quantiles(self, x):
+            return np.tile(-self.levels, (len(x), 1))
+
+    monkeypatch.setattr(module, "make_model", lambda spec: Reversed())
+    data = draw(40)
+    made = QuantileAggregation(["any"], "coarse", False, steps=0, levels=np.linspace(0.01, 0.99, 99))
+    assert (made.fit(data, data).predict(data).crossed == len(LEVELS) - 1).all()
+
+
 def test_faults():
     for wrong in (
         {"models": []},
