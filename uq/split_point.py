@@ -129,7 +129,8 @@ class SplitPointRegressor(RegressionEstimator):
         loss: of the intervals, "calibration" as published, or "pinball"; see `uq.split_point_heads`. The published one stops
             where coverage is met, so it learns less by heart: with few samples its intervals were the better ones, with many
             both were alike.
-        calibrate: widen each side by the factor of `inflation`; off, as in the published scripts.
+        calibrate: widen each side by the factor of `inflation`; off, as in the published scripts. Without effect where one
+            side had no residuals to learn from.
         cap: the largest such factor (this project's; the published formula is negative where heads contradict most).
         root: epistemic as the square root of SDS.
         width: hidden units of the heads.
@@ -244,7 +245,7 @@ class SplitPointRegressor(RegressionEstimator):
         total, upper, lower = mars.T
         epistemic = discrepancy(total, upper, lower, self.root)
         total, upper, lower = np.maximum(mars, _LEAST * self._scale).T
-        if self.calibrate:
+        if self.calibrate and not any(self._empty):  # with an empty side p is 0 or 1, and the factors' identity fails
             wider = inflation(total, upper, lower, self.cap)
             up, down = up * wider[0][:, None], down * wider[1][:, None]
         point = samples.prediction.astype(np.float64)

@@ -105,6 +105,10 @@ def test_inflation():
         above = totals > harmonic_mean(u, d)
         both = above & (totals < 2 * min(u, d))
         assert all(((factor > 1) == above)[both | ~above].all() for factor in inflation(totals, u, d))
+        # Each factor makes its own side consistent with the other two.
+        up, down = inflation(totals[both], u, d, cap=np.inf)
+        np.testing.assert_allclose(harmonic_mean(up * u, d), totals[both], rtol=EXACT)
+        np.testing.assert_allclose(harmonic_mean(u, down * d), totals[both], rtol=EXACT)
 
 
 def test_coverage_is_the_weighted_mean_of_the_sides():
@@ -193,14 +197,18 @@ def test_units_do_not_matter():
 
 def test_what_calibrate_and_root_change():
     fit, test = samples(200, 0), samples(300, 1)
-    plain, wide, root = (
-        SplitPointRegressor("inputs", **FAST, **options).fit(fit, fit).predict(test)
+    kinds = [
+        SplitPointRegressor("inputs", **FAST, **options).fit(fit, fit)
         for options in ({}, {"calibrate": True, "cap": 4}, {"root": True})
-    )
-    up, wider = plain.high - plain.point[:, None], wide.high - wide.point[:, None]
-    factor = wider / up
-    np.testing.assert_allclose(factor, factor[:, :1].repeat(4, axis=1), rtol=1e-9)
-    assert factor.min() >= 1 - EXACT and 1.001 < factor.max() <= 4 + 1e-9
+    ]
+    plain, wide, root = (kind.predict(test) for kind in kinds)
+    factors = inflation(*kinds[0]._read(test)[0].T, cap=4)  # 60 steps leave the heads positive and apart
+    ends = ((plain.high, wide.high), (plain.low, wide.low))
+    for factor, (before, after) in zip(factors, ends, strict=True):
+        # The point is 0, so an end is its side's reach.
+        np.testing.assert_allclose(after, factor[:, None] * before, rtol=1e-9)
+        assert 1.001 < factor.max()
+    assert np.abs(factors[0] - factors[1]).max() > 0.1
     np.testing.assert_allclose(root.epistemic**2, plain.epistemic, rtol=1e-9, atol=EXACT)
     np.testing.assert_array_equal(wide.aleatoric, plain.aleatoric)
 
@@ -222,6 +230,9 @@ def test_a_side_without_residuals_has_no_width(sign):
     made = kind.predict(fit)
     empty, full = (made.low, made.high) if sign > 0 else (made.high, made.low)
     assert (empty == 0).all() and (np.abs(full) > 0).all() and (made.epistemic > 0).any()
+    # p is 0 or 1, where the identity that the factors solve does not hold.
+    wide = SplitPointRegressor("inputs", **FAST, calibrate=True).fit(fit, fit).predict(fit)
+    np.testing.assert_array_equal(wide.high - wide.low, made.high - made.low)
     assert "no residual" in kind.warnings()[0] and "off by" in kind.warnings()[1]
 
 
