@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from reports.svg import INK, MUTED, PALETTE, PAPER
-from reports.tables import CLASSIFIER, CLEAN, model_names, of_kind, one
+from reports.tables import one
+from robustbench_ext.axes import CLASSIFIER, CLEAN, model_names, of_kind
 from robustbench_ext.results import Curve, Row, RunResults
 
 MARKERS = ("o", "s", "^", "D", "v", "P")

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from reports import figures, tables, uncertainty
 from reports.section import Section, figure
 from reports.uncertainty import curves_of
+from robustbench_ext import axes
 from robustbench_ext.results import RunResults
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -37,7 +38,7 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
     )
     parts = (
         (uncertainty.errors, uncertainty.intervals, uncertainty.regression_uncertainty, _training)
-        if tables.is_regression(results)
+        if axes.is_regression(results)
         else (
             _tradeoffs,
             _robustness,
@@ -56,7 +57,7 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
     sections = [section for part in parts if (section := part(results))]
     page = environment.get_template("report.html.j2").render(
         results=results,
-        regression=tables.is_regression(results),
+        regression=axes.is_regression(results),
         run=run,
         verdict=results.verdict,
         findings=results.suspicions,
@@ -81,7 +82,7 @@ def _tradeoffs(results: RunResults) -> Section:
         "Means over all corruptions and domains of the suite, and the worst case over attacks at the largest budget. Where "
         "lines cross, one model is better here and the other there.",
     )
-    if len(figures.axes_of(results)) > MANY_AXES and not tables.is_regression(results):
+    if len(figures.axes_of(results)) > MANY_AXES and not axes.is_regression(results):
         alt = (
             "Accuracy of every model clean, corrupted, attacked and on other domains; the numbers are in the headline."
         )
@@ -90,7 +91,7 @@ def _tradeoffs(results: RunResults) -> Section:
 
 
 def _robustness(results: RunResults) -> Section:
-    norms = sorted({c["norm"] for c in tables.of_kind(results, "worst-case")})
+    norms = sorted({c["norm"] for c in axes.of_kind(results, "worst-case")})
     section = Section(
         "robustness",
         "Robustness to attacks",
@@ -109,7 +110,7 @@ def _robustness(results: RunResults) -> Section:
     section.tables.append(tables.robustness(results))
     targeted = tables.targeted(results)
     section.tables += [targeted] if targeted else []
-    bounded = [c for c in tables.of_kind(results, "attack") if not c.get("minimum_norm")]
+    bounded = [c for c in axes.of_kind(results, "attack") if not c.get("minimum_norm")]
     return section if bounded or targeted else Section("robustness", "")
 
 
@@ -122,7 +123,7 @@ def _distances(results: RunResults) -> Section:
         "hold for all budgets at once, at 95 %.",
     )
     curves = curves_of(results, kind="robust-accuracy")
-    norm_of = {c["label"]: c["norm"] for c in tables.of_kind(results, "attack")}
+    norm_of = {c["label"]: c["norm"] for c in axes.of_kind(results, "attack")}
     for norm in sorted({norm_of[c.condition] for c in curves}):
         section.figures.append(
             figure(
@@ -145,8 +146,8 @@ def _classes(results: RunResults) -> Section:
     section.tables += [table] if table else []
     if len(results.data["classes"]) > 30:
         return section
-    shown = ["clean", *(t["label"] for t in tables.main_threats(results))]
-    for i, model in enumerate(tables.model_names(results)):
+    shown = ["clean", *(t["label"] for t in axes.main_threats(results))]
+    for i, model in enumerate(axes.model_names(results)):
         section.figures.append(
             figure(
                 f"classes-{i}",
@@ -160,9 +161,9 @@ def _classes(results: RunResults) -> Section:
 
 def _corruptions(results: RunResults) -> Section:
     section = Section("corruptions", "Corruptions")
-    names = list(dict.fromkeys(c["corruption"] for c in tables.of_kind(results, "corruption")))
+    names = list(dict.fromkeys(c["corruption"] for c in axes.of_kind(results, "corruption")))
     if len(names) > MANY_CORRUPTIONS:
-        for i, model in enumerate(tables.model_names(results)):
+        for i, model in enumerate(axes.model_names(results)):
             section.figures.append(
                 figure(
                     f"corruptions-{i}",
@@ -198,7 +199,7 @@ def _domains(results: RunResults) -> Section:
 
 
 def _attacked(results: RunResults) -> list[str]:
-    return [a["label"] for t in tables.main_threats(results) if (a := tables.attack_at(results, t))]
+    return [a["label"] for t in axes.main_threats(results) if (a := axes.attack_at(results, t))]
 
 
 def _energy(results: RunResults) -> Section:
@@ -218,7 +219,7 @@ def _energy(results: RunResults) -> Section:
     section.tables.append(table)
     if len(results.models) > ENERGY_FIGURES:
         section.text += f" The figures show the first {ENERGY_FIGURES} models, the table all."
-    for i, model in enumerate(tables.model_names(results)[:ENERGY_FIGURES]):
+    for i, model in enumerate(axes.model_names(results)[:ENERGY_FIGURES]):
         curves = curves_of(results, kind="energies", model=model)
         # Under the attack that calibration is shown under, if it is one of them.
         main = [c for c in curves if c.condition in _attacked(results)] or curves[-1:]
@@ -244,8 +245,8 @@ def _detection(results: RunResults) -> Section:
     found = tables.detection(results)
     if not found:
         return section
-    outliers = [c["label"] for c in tables.of_kind(results, "outliers")]
-    for i, model in enumerate(tables.model_names(results)):
+    outliers = [c["label"] for c in axes.of_kind(results, "outliers")]
+    for i, model in enumerate(axes.model_names(results)):
         for j, condition in enumerate([*outliers[:2], *_attacked(results)]):
             curves = curves_of(results, kind="roc", model=model, condition=condition)
             if curves:
@@ -256,7 +257,7 @@ def _detection(results: RunResults) -> Section:
                         lambda ax, c=curves, t=f"{model}: {condition}": figures.roc(c, t, ax),
                     )
                 )
-        for j, detector in enumerate(tables.detectors(results)):
+        for j, detector in enumerate(axes.detectors(results)):
             for condition in outliers[:1]:
                 for curve in curves_of(results, kind="scores", model=model, condition=condition, probe=detector):
                     section.figures.append(
@@ -277,7 +278,7 @@ def _training(results: RunResults) -> Section:
     for i, model in enumerate(results.models):
         if not model.get("training", {}).get("curve"):
             continue
-        if "loss" in model["training"]["curve"][0] and tables.is_regression(results):
+        if "loss" in model["training"]["curve"][0] and axes.is_regression(results):
             section.figures.append(
                 figure(
                     f"training-{i}",
@@ -285,7 +286,7 @@ def _training(results: RunResults) -> Section:
                     lambda ax, model=model: figures.training_loss(model, ax),
                 )
             )
-        elif not tables.is_regression(results):
+        elif not axes.is_regression(results):
             section.figures.append(
                 figure(
                     f"training-{i}",
@@ -314,7 +315,7 @@ def _gallery(results: RunResults, gallery: list[dict[str, Any]]) -> list[dict[st
     shown = _attacked(results)
     classes = [str(c) for c in results.data["classes"]]
     groups = []
-    for model in tables.model_names(results):
+    for model in axes.model_names(results):
         for condition in shown:
             items = [g for g in gallery if g["model"] == model and g["condition"] == condition][:GALLERY_SAMPLES]
             # Only images that this project encoded itself are put into the page.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from reports import tables
 from reports import uncertainty_tables as made
+from robustbench_ext import axes
 from robustbench_ext.results import RunResults
 
 _VERDICTS = {"pass": "no doubts", "doubt": "doubts", "fail": "NOT TO BE TRUSTED"}
@@ -16,7 +17,7 @@ def render_markdown(results: RunResults) -> str:
     if suite["description"]:
         out += [_escape(str(suite["description"])), ""]
     out += [f"Data: {_escape(str(results.data['name']))}, n = {suite['n']} test samples, seed {suite['seed']}.", ""]
-    for title, table in _regression(results) if tables.is_regression(results) else _classification(results):
+    for title, table in _regression(results) if axes.is_regression(results) else _classification(results):
         if table is not None and table.rows:
             out += [f"## {title}", "", *_table(table), ""]
     out += ["## Metrics", ""]
@@ -32,8 +33,8 @@ def render_markdown(results: RunResults) -> str:
 
 def _classification(results: RunResults) -> list[tuple[str, tables.Table | None]]:
     """The tables under their headings; long ones of uncertainty are in the HTML report and in results.csv alone."""
-    shown = [tables.CLEAN, *made.strongest(results)]
-    with_estimators = bool(tables.estimators(results))
+    shown = [axes.CLEAN, *made.strongest(results)]
+    with_estimators = bool(axes.estimators(results))
     return [
         ("Headline", tables.headline(results)),
         ("Robustness", tables.robustness(results)),
@@ -44,7 +45,7 @@ def _classification(results: RunResults) -> list[tuple[str, tables.Table | None]
         ("Calibration, clean", made.calibration_clean(results) if with_estimators else None),
         ("Calibration", tables.calibration(results)),
         ("Prediction sets", made.sets(results, shown)),
-        ("Uncertainty: mistakes, clean", made.mistakes(results, [tables.CLEAN])),
+        ("Uncertainty: mistakes, clean", made.mistakes(results, [axes.CLEAN])),
         ("Uncertainty: other inputs", made.telling_apart(results)[0]),
         ("Energy", tables.energies(results)),
         *((t.caption.replace(": clean test inputs against", ":"), t) for t in tables.detection(results)),
@@ -58,7 +59,7 @@ def _regression(results: RunResults) -> list[tuple[str, tables.Table | None]]:
         ("Errors", made.errors(results)),
         ("Prediction intervals, clean", made.intervals(results)),
         *((f"Prediction intervals: {t.caption}", t) for t in made.intervals_shifted(results)),
-        ("Uncertainty: errors, clean", made.rankings(results, [tables.CLEAN])),
+        ("Uncertainty: errors, clean", made.rankings(results, [axes.CLEAN])),
         ("Uncertainty: other inputs", made.telling_apart(results)[0]),
     ]
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from robustbench_ext.numbers import format_number
+from robustbench_ext.axes import (
+    CLASSIFIER,
+    CLEAN,
+    Axis,
+    attack_at,
+    axes,
+    best,
+    detectors,
+    estimators,
+    is_regression,
+    main_threats,
+    model_names,
+    of_kind,
+)
 from robustbench_ext.results import Row, RunResults
 
-CLASSIFIER, REGRESSOR, CLEAN = "classifier", "regressor", "clean"
 NOT_MEASURED = "not measured"
 SHOTS = ("head_accuracy", "tail_accuracy", "many_shot_accuracy", "medium_shot_accuracy", "few_shot_accuracy")
 
@@ -21,6 +32,7 @@ class Cell:
     text: str
     value: float | None = None
     note: str = ""
+    best: bool = False  # better than every other model's, beyond chance
 
 
 @dataclass(frozen=True)
@@ -71,17 +83,6 @@ def heading(metric: str, results: RunResults, prefix: str = "") -> Column:
     return Column(f"{prefix}{about['title']}{unit}{arrow}", about["definition"])
 
 
-def model_names(results: RunResults) -> list[str]:
-    """Models in the suite's order."""
-    return [str(model["name"]) for model in results.models]
-
-
-def of_kind(results: RunResults, *kinds: str) -> list[dict[str, Any]]:
-    """Conditions of these kinds, in the suite's order, that some model has results for."""
-    measured = {row.condition for row in results.results}
-    return [c for c in results.conditions if c["kind"] in kinds and c["label"] in measured]
-
-
 def one(results: RunResults, **wanted: Any) -> Row | None:
     """The one row with these values (about all samples unless a group is named), or None."""
     wanted.setdefault("group", None)
@@ -89,113 +90,38 @@ def one(results: RunResults, **wanted: Any) -> Row | None:
     return rows[0] if rows else None
 
 
-def main_threats(results: RunResults) -> list[dict[str, Any]]:
-    """The worst-case condition that stands for each norm: the budget that most attacks were run at, else the middle."""
-    attacks = Counter((c["norm"], c["eps"]) for c in of_kind(results, "attack") if c.get("eps") is not None)
-    chosen = []
-    for norm in sorted({c["norm"] for c in of_kind(results, "worst-case")}):
-        found = [c for c in of_kind(results, "worst-case") if c["norm"] == norm]
-        middle = found[len(found) // 2]
-        most = max(attacks[norm, c["eps"]] for c in found)
-        chosen.append(middle if most == 1 else next(c for c in found if attacks[norm, c["eps"]] == most))
-    return chosen
-
-
-def attack_at(results: RunResults, threat: dict[str, Any]) -> dict[str, Any] | None:
-    """The attack to show calibration and detection under at a threat: full-strength where there is one."""
-    found = [c for c in of_kind(results, "attack") if (c["norm"], c["eps"]) == (threat["norm"], threat["eps"])]
-    strong = [c for c in found if c.get("parameters", {}).get("stop") == "never"]
-    return next(iter(strong or found), None)
-
-
-def threat_name(condition: dict[str, Any]) -> str:
-    """`Linf 0.2`."""
-    return f"{condition['norm']} {format_number(condition['eps'])}"
-
-
-def detectors(results: RunResults) -> list[str]:
-    """Detector labels."""
-    return [str(p["label"]) for p in results.probes if p["kind"] == "detector"]
-
-
-def estimators(results: RunResults) -> list[str]:
-    """Estimator labels."""
-    return [str(p["label"]) for p in results.probes if p["kind"] == "estimator"]
-
-
-def is_regression(results: RunResults) -> bool:
-    """Whether the run is of regressors."""
-    return results.data.get("task") == "regression"
-
-
 def headline(results: RunResults) -> Table:
-    """Models by axes: clean, robust, worst class, corrupted, calibrated, aware of unknown inputs."""
+    """Models by axes: clean, robust, worst class, corrupted, calibrated, aware of unknown inputs; of regressors, errors and
+    intervals. Marked as best is what is better than every other model's beyond chance (`robustbench_ext.axes.best`).
+    """
     if is_regression(results):
         from reports.uncertainty_tables import headline as of_regressors
 
         return of_regressors(results)
-    wanted: list[tuple[Column, dict[str, Any]]] = [
-        (heading("accuracy", results, "clean "), {"condition": CLEAN, "probe": CLASSIFIER, "metric": "accuracy"})
-    ]
-    for threat in main_threats(results):
-        name = threat_name(threat)
-        here = {"condition": threat["label"], "probe": CLASSIFIER}
-        robust = heading("robust_accuracy", results)
-        wanted.append((Column(f"robust {name}, % ↑", robust.definition), {**here, "metric": "robust_accuracy"}))
-        worst = heading("worst_class_accuracy", results)
-        wanted.append(
-            (
-                Column(f"worst class {name}, % ↑", worst.definition),
-                {**here, "metric": "worst_class_accuracy", "group": ...},
-            )
-        )
-    definition = heading("accuracy", results).definition
-    corruptions = of_kind(results, "corruption")
-    if summary := of_kind(results, "corruptions"):
-        query = {"condition": summary[0]["label"], "metric": "mean_accuracy", "group": ...}
-        wanted.append(
-            (Column(f"{len(corruptions)} corruptions, % ↑", results.metrics["mean_accuracy"]["definition"]), query)
-        )
-    elif corruptions:
-        last = corruptions[-1]["label"]
-        wanted.append(
-            (Column(f"{last}, % ↑", definition), {"condition": last, "probe": CLASSIFIER, "metric": "accuracy"})
-        )
-    domains_ = of_kind(results, "domain")
-    if summary := of_kind(results, "domains"):
-        for metric, title in (("mean_accuracy", f"{len(domains_)} domains"), ("worst_domain_accuracy", "worst domain")):
-            column = Column(f"{title}, % ↑", results.metrics[metric]["definition"])
-            wanted.append((column, {"condition": summary[0]["label"], "metric": metric, "group": ...}))
-    elif domains_:
-        label = domains_[0]["label"]
-        wanted.append(
-            (Column(f"{label}, % ↑", definition), {"condition": label, "probe": CLASSIFIER, "metric": "accuracy"})
-        )
-    wanted.append((heading("ece", results, "clean "), {"condition": CLEAN, "probe": CLASSIFIER, "metric": "ece"}))
-    outliers = of_kind(results, "outliers")
-    names = detectors(results)
-    if outliers and names:
-        detector = "energy" if "energy" in names else names[0]
-        title = f"AUROC {outliers[0]['outliers']} ({detector}), % ↑"
-        column = Column(title, heading("auroc", results).definition)
-        wanted.append((column, {"condition": outliers[0]["label"], "probe": detector, "metric": "auroc"}))
+    wanted = axes(results)
     table = Table(
-        "One row a model; brackets are 95 % intervals over test samples", "model", [column for column, _ in wanted]
+        "One row a model; brackets are 95 % intervals over test samples",
+        "model",
+        [_axis_heading(axis, results) for axis in wanted],
     )
     for model in model_names(results):
         cells = []
-        for _, query in wanted:
-            if query.get("group") is ...:
-                rows = results.find(model=model, **{k: v for k, v in query.items() if k != "group"})
-                cell = number(rows[0] if rows else None, results)
-                about = (
-                    f"class {rows[0].group}" if rows and "class" in rows[0].metric else rows[0].group if rows else ""
-                )
-                cells.append(Cell(f"{cell.text}", cell.value, f"{about}; {cell.note}" if rows else ""))
-            else:
-                cells.append(number(one(results, model=model, **query), results))
+        for axis in wanted:
+            row = axis.row(results, model)
+            cell = replace(number(row, results), best=best(results, axis) == model)
+            if row is not None and axis.group is ...:
+                about = f"class {row.group}" if "class" in row.metric else row.group
+                cell = replace(cell, note=f"{about}; {cell.note}")
+            cells.append(cell)
         table.rows.append((model, cells))
     return table
+
+
+def _axis_heading(axis: Axis, results: RunResults) -> Column:
+    """An axis's title with unit and arrow, and its metric's definition."""
+    plain = heading(axis.metric, results)
+    unit_and_arrow = plain.title.removeprefix(results.metrics[axis.metric]["title"])
+    return Column(f"{axis.title}{unit_and_arrow}", plain.definition)
 
 
 def robustness(results: RunResults) -> Table:

@@ -6,6 +6,7 @@ from reports import figures, tables
 from reports import uncertainty_tables as made
 from reports.section import Section, figure
 from reports.svg import PALETTE
+from robustbench_ext import axes
 from robustbench_ext.results import Curve, RunResults
 
 MOST_CURVES = 2 * len(PALETTE)  # in one figure: each has a look of its own
@@ -27,9 +28,9 @@ def calibration(results: RunResults) -> Section:
         "such as temperature scaling are fitted on the clean calibration split, never on test data. Under attack, samples "
         "that are misclassified clean are shown as they are: an attack has nothing to add to them.",
     )
-    attacked = [str(a["label"]) for t in tables.main_threats(results) if (a := tables.attack_at(results, t))]
-    for i, model in enumerate(tables.model_names(results)):
-        for j, condition in enumerate([tables.CLEAN, *attacked]):
+    attacked = [str(a["label"]) for t in axes.main_threats(results) if (a := axes.attack_at(results, t))]
+    for i, model in enumerate(axes.model_names(results)):
+        for j, condition in enumerate([axes.CLEAN, *attacked]):
             curves = curves_of(results, kind="reliability", model=model, condition=condition)[:MOST_RELIABLE]
             if curves:
                 section.figures.append(
@@ -39,12 +40,12 @@ def calibration(results: RunResults) -> Section:
                         lambda ax, c=curves, t=f"{model}, {condition}": figures.reliability_diagram(c, t, ax),
                     )
                 )
-    if len(tables.estimators(results)) >= MOST_RELIABLE:
+    if len(axes.estimators(results)) >= MOST_RELIABLE:
         section.text += (
             f" The diagrams show the classifier and the first {MOST_RELIABLE - 1} estimators, the tables all."
         )
     everywhere = tables.calibration(results)
-    if tables.estimators(results):
+    if axes.estimators(results):
         section.tables = [made.calibration_clean(results)]
         section.more = [everywhere, *made.calibration_details(results)]
     else:
@@ -55,7 +56,7 @@ def calibration(results: RunResults) -> Section:
 def sets(results: RunResults) -> Section:
     """Classes that the label is promised to be among."""
     everywhere = made.sets(results, made.labelled(results))
-    shown = made.sets(results, [tables.CLEAN, *made.strongest(results)])
+    shown = made.sets(results, [axes.CLEAN, *made.strongest(results)])
     return Section(
         "sets",
         "Prediction sets",
@@ -80,9 +81,9 @@ def uncertainty(results: RunResults) -> Section:
     names = made.scores(results)
     if not names:
         return section
-    for i, model in enumerate(tables.model_names(results)):
-        clean = curves_of(results, kind="risk-coverage", model=model, condition=tables.CLEAN)
-        clean = [c for c in clean if c.probe in (tables.CLASSIFIER, *names)][:MOST_CURVES]
+    for i, model in enumerate(axes.model_names(results)):
+        clean = curves_of(results, kind="risk-coverage", model=model, condition=axes.CLEAN)
+        clean = [c for c in clean if c.probe in (axes.CLASSIFIER, *names)][:MOST_CURVES]
         if clean:
             section.figures.append(
                 figure(
@@ -91,7 +92,7 @@ def uncertainty(results: RunResults) -> Section:
                     lambda ax, c=clean, t=f"{model}: abstaining": figures.risk_coverage(c, t, ax),
                 )
             )
-        outliers = [str(c["label"]) for c in tables.of_kind(results, "outliers")]
+        outliers = [str(c["label"]) for c in axes.of_kind(results, "outliers")]
         for condition in [*outliers, *made.strongest(results)][:1]:
             curves = [c for c in curves_of(results, kind="roc", model=model, condition=condition) if c.probe in names]
             if curves:
@@ -103,7 +104,7 @@ def uncertainty(results: RunResults) -> Section:
                     )
                 )
     main, every = made.telling_apart(results)
-    shown = made.mistakes(results, [tables.CLEAN])
+    shown = made.mistakes(results, [axes.CLEAN])
     everywhere = made.mistakes(results, made.labelled(results))
     section.tables = [t for t in (shown, main) if t.rows]
     section.more = [t for t in (everywhere, every) if t.rows]
@@ -126,7 +127,7 @@ def errors(results: RunResults) -> Section:
 
 def intervals(results: RunResults) -> Section:
     """Coverage, width and scores of prediction intervals."""
-    at = made.SHOWN
+    at = axes.SHOWN
     section = Section(
         "intervals",
         "Prediction intervals",
@@ -140,8 +141,8 @@ def intervals(results: RunResults) -> Section:
     if not shown.rows:
         return section
     one_number = results.data.get("shape") == [1]
-    for i, model in enumerate(tables.model_names(results)):
-        clean = {"model": model, "condition": tables.CLEAN}
+    for i, model in enumerate(axes.model_names(results)):
+        clean = {"model": model, "condition": axes.CLEAN}
         curves = curves_of(results, kind="coverage", **clean)[:MOST_CURVES]
         drawn = curves_of(results, kind="intervals", **clean)
         if curves:
@@ -185,10 +186,10 @@ def regression_uncertainty(results: RunResults) -> Section:
         "Uncertainty",
         "An uncertainty should be high where the error is large (rank correlation; AUSE, 0 is a perfect order), and where a "
         "condition has moved the inputs away from what the model knows (AUROC, 50 % is chance). 'width' is that of the "
-        f"{made.SHOWN} interval; a constant width ranks nothing.",
+        f"{axes.SHOWN} interval; a constant width ranks nothing.",
     )
     main, _ = made.telling_apart(results)
-    shown = made.rankings(results, [tables.CLEAN])
+    shown = made.rankings(results, [axes.CLEAN])
     everywhere = made.rankings(results, made.labelled(results))
     section.tables = [t for t in (shown, main) if t.rows]
     section.more = [everywhere] if len(everywhere.rows) > len(shown.rows) else []

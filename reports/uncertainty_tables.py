@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from reports.tables import (
+from reports.tables import NOT_MEASURED, Cell, Column, Table, heading, number
+from robustbench_ext.axes import (
     CLASSIFIER,
     CLEAN,
-    NOT_MEASURED,
     REGRESSOR,
-    Cell,
-    Column,
-    Table,
+    SHIFTS,
+    SHOWN,
     attack_at,
+    axes,
+    best,
     estimators,
-    heading,
     is_regression,
     main_threats,
     model_names,
-    number,
     of_kind,
 )
 from robustbench_ext.results import Row, RunResults
 
 PARTS = ("msp", "aleatoric", "epistemic", "width")
-SHOWN = "90 %"  # the nominal coverage of intervals that stands for all in the main tables
-SHIFTS = ("corruption", "shift")  # kinds of conditions that change clean inputs without asking the model
 WIDEST = 7  # conditions beside each other in one table
 
 
@@ -200,35 +198,21 @@ def headline(results: RunResults) -> Table:
 
     The first estimator of each model stands for all of its: choosing the best one after the fact would flatter it.
     """
-    first = {model: next(iter(_interval_estimators(results, model)), "") for model in model_names(results)}
-    names = sorted(set(first.values()) - {""})
+    wanted = axes(results)
+    names = sorted({p for axis in wanted for p in axis.probes.values()} - {""})
     whose = names[0] if len(names) == 1 else "each model's first estimator"
-    wanted: list[tuple[str, bool, str, str | None]] = [(CLEAN, False, "rmse", None), (CLEAN, False, "r2", None)]
-    if names:
-        wanted += [(CLEAN, True, "coverage", SHOWN), (CLEAN, True, "wis_mean", None)]
-    last = [[str(c["label"]) for c in of_kind(results, *kinds)][-1:] for kinds in (SHIFTS, ("attack",))]
-    for condition in (label for labels in last for label in labels):
-        wanted += [(condition, False, "rmse", None), *([(condition, True, "coverage", SHOWN)] if names else [])]
-    columns = []
-    for condition, _, metric, group in wanted:
-        columns.append(_heading(metric, group, results, f"{condition} "))
     intervals_of = f"; coverage and WIS are those of {whose}" if names else ""
     caption = f"One row a model{_target(results)}{intervals_of}; brackets are 95 % intervals over test samples"
-    table, find = Table(caption, "model", columns), _finder(results)
+    heads = [_heading(axis.metric, axis.group, results, f"{axis.condition} ") for axis in wanted]
+    table = Table(caption, "model", heads)
     for model in model_names(results):
         cells = []
-        for condition, estimated, metric, group in wanted:
-            probe = first[model] if estimated else REGRESSOR
-            cell = number(find(model, condition, probe, metric, group), results)
-            cells.append(Cell(cell.text, cell.value, f"{probe}; {cell.note}") if estimated and probe else cell)
+        for axis in wanted:
+            probe = axis.probe_of(model)
+            cell = replace(number(axis.row(results, model), results), best=best(results, axis) == model)
+            cells.append(replace(cell, note=f"{probe}; {cell.note}") if axis.probes and probe else cell)
         table.rows.append((model, cells))
     return table
-
-
-def _interval_estimators(results: RunResults, model: str) -> list[str]:
-    """The model's estimators with intervals, in the suite's order."""
-    there = {row.probe for row in results.results if row.model == model and row.metric == "coverage"}
-    return [name for name in estimators(results) if name in there]
 
 
 def errors(results: RunResults) -> Table:

@@ -69,6 +69,41 @@ class Curve(_Part):
     data: dict[str, list[float]]
 
 
+class Compared(_Part):
+    """Two models on the same samples: `model` against `against`.
+
+    Attributes:
+        condition, probe, metric, group: what is compared, as in a row.
+        value, ci_low, ci_high: the metric of `model` minus that of `against`, with its interval, which is not corrected for the
+            number of comparisons; null where undefined, then `reason` says why.
+        test: how the p-value was made; p_value: two-sided, of no difference; p_adjusted: corrected by Holm's method for the
+            number of comparisons on the same axis (condition, probe, metric, group).
+        outcome: "better" or "worse" where p_adjusted is below one minus ci_level, and "inconclusive" otherwise.
+        n: samples that both have.
+        n_to_decide: samples at which a true difference of this size would be found with a probability of 80 %; null where that
+            is known to be decided, or where there is no difference to find.
+    """
+
+    model: str
+    against: str
+    condition: str
+    probe: str
+    metric: str
+    group: str | None = None
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    ci_level: float
+    ci_method: str
+    test: str
+    p_value: float | None
+    p_adjusted: float | None
+    outcome: Literal["better", "worse", "inconclusive"]
+    n: int
+    n_to_decide: int | None = None
+    reason: str = ""
+
+
 class Cost(_Part):
     """Passes spent on making a condition's inputs, in samples: one forward of a batch of 250 counts 250."""
 
@@ -97,7 +132,14 @@ class Failed(_Part):
 
 
 class RunResults(_Part):
-    """results.json."""
+    """results.json.
+
+    Attributes:
+        comparisons: all pairs of models on the axes of the headline, each pair once.
+        replicates: the spread over training seeds of models that a suite trains several times: `model` is their common name, n
+            the number of seeds. They say what another training would give on these samples, `results` what other samples would
+            give for these weights.
+    """
 
     schema_version: Literal[1] = 1
     generator: dict[str, str]
@@ -114,9 +156,11 @@ class RunResults(_Part):
     failures: list[Failed]
     notes: list[str] = []
     doubts: list[Finding] = []
+    comparisons: list[Compared] = []
+    replicates: list[Row] = []
 
     _indices: dict[tuple[str, ...], dict[tuple[Any, ...], list[Row]]] = PrivateAttr(default_factory=dict)
-    _indexed: int = PrivateAttr(default=-1)
+    _indexed: tuple[int, int] = PrivateAttr(default=(0, -1))
 
     def to_json(self) -> str:
         """Stable JSON text."""
@@ -140,9 +184,9 @@ class RunResults(_Part):
 
     def find(self, **wanted: Any) -> list[Row]:
         """Rows with these field values, in their order. Indexed on first use: reports ask thousands of times."""
-        if self._indexed != len(self.results):
-            self._indices.clear()
-            self._indexed = len(self.results)
+        now = (id(self.results), len(self.results))
+        if self._indexed != now:
+            self._indices, self._indexed = {}, now  # not cleared: a copy of these results may share it
         fields = tuple(sorted(wanted))
         if fields not in self._indices:
             index: dict[tuple[Any, ...], list[Row]] = {}
@@ -150,6 +194,10 @@ class RunResults(_Part):
                 index.setdefault(tuple(getattr(row, k) for k in fields), []).append(row)
             self._indices[fields] = index
         return list(self._indices[fields].get(tuple(wanted[k] for k in fields), []))
+
+    def compared(self, metric: str, condition: str) -> list[Compared]:
+        """Comparisons of models by one metric under one condition."""
+        return [c for c in self.comparisons if (c.metric, c.condition) == (metric, condition)]
 
 
 def finite(value: float) -> float | None:

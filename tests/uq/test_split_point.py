@@ -207,7 +207,7 @@ def test_what_calibrate_and_root_change():
     for factor, (before, after) in zip(factors, ends, strict=True):
         # The point is 0, so an end is its side's reach.
         np.testing.assert_allclose(after, factor[:, None] * before, rtol=1e-9)
-        assert 1.001 < factor.max()
+        assert factor.max() > 1.001
     assert np.abs(factors[0] - factors[1]).max() > 0.1
     np.testing.assert_allclose(root.epistemic**2, plain.epistemic, rtol=1e-9, atol=EXACT)
     np.testing.assert_array_equal(wide.aleatoric, plain.aleatoric)
