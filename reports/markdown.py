@@ -13,20 +13,20 @@ _VERDICTS = {"pass": "no doubts", "doubt": "doubts", "fail": "NOT TO BE TRUSTED"
 def render_markdown(results: RunResults) -> str:
     """The whole report as GitHub-flavoured Markdown."""
     suite = results.suite
-    out = [f"# {_escape(str(suite['title']))}", "", _verdict(results), ""]
+    out = [f"# {escape(str(suite['title']))}", "", _verdict(results), ""]
     if suite["description"]:
-        out += [_escape(str(suite["description"])), ""]
-    out += [f"Data: {_escape(str(results.data['name']))}, n = {suite['n']} test samples, seed {suite['seed']}.", ""]
+        out += [escape(str(suite["description"])), ""]
+    out += [f"Data: {escape(str(results.data['name']))}, n = {suite['n']} test samples, seed {suite['seed']}.", ""]
     for title, table in _regression(results) if axes.is_regression(results) else _classification(results):
         if table is not None and table.rows:
-            out += [f"## {title}", "", *_table(table), ""]
+            out += [f"## {title}", "", *table_lines(table), ""]
     out += ["## Metrics", ""]
     used = dict.fromkeys(row.metric for row in results.results)
     for metric in used:
         about = results.metrics[metric]
         methods = dict.fromkeys(r.ci_method for r in results.results if r.metric == metric and r.ci_method != "none")
         intervals = f" Intervals (95 %): {'; '.join(methods)}." if methods else ""
-        out.append(f"- **{about['title']}**: {_escape(about['definition'] + intervals)}")
+        out.append(f"- **{about['title']}**: {escape(about['definition'] + intervals)}")
     out += ["", f"{results.generator['name']} {results.generator['version']}"]
     return "\n".join(out) + "\n"
 
@@ -66,14 +66,15 @@ def _regression(results: RunResults) -> list[tuple[str, tables.Table | None]]:
 
 def _verdict(results: RunResults) -> str:
     findings, names = results.suspicions, tables.suspected(results)
-    lines = [f"**Checks: {_VERDICTS[results.verdict]}{_escape(f': {names}' if names else '')}**"]
-    lines += [f"- {_escape(f'{f.status}: {f.model}: {f.name}: {f.message} {f.hint}'.strip())}" for f in findings]
-    lines += [f"- {_escape(f'could not be computed: {f.what}: {f.error}')}" for f in results.failures]
-    lines += [f"- {_escape(note)}" for note in results.notes]
+    lines = [f"**Checks: {_VERDICTS[results.verdict]}{escape(f': {names}' if names else '')}**"]
+    lines += [f"- {escape(f'{f.status}: {f.model}: {f.name}: {f.message} {f.hint}'.strip())}" for f in findings]
+    lines += [f"- {escape(f'could not be computed: {f.what}: {f.error}')}" for f in results.failures]
+    lines += [f"- {escape(note)}" for note in results.notes]
     return "\n".join(lines)
 
 
-def _table(table: tables.Table) -> list[str]:
+def table_lines(table: tables.Table) -> list[str]:
+    """A table as lines of Markdown."""
     head = [table.corner, *(column.title for column in table.columns)]
     lines = [_row(head), "|" + " --- |" * 1 + " ---: |" * len(table.columns)]
     lines += [_row([name, *(_text(cell) for cell in cells)]) for name, cells in table.rows]
@@ -86,10 +87,10 @@ def _text(cell: tables.Cell) -> str:
 
 
 def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
+    return "| " + " | ".join(escape(cell) for cell in cells) + " |"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Names come from files: no markup, no table breaks, no line breaks."""
     for character, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*")):
         text = text.replace(character, safe)

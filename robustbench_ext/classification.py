@@ -14,7 +14,7 @@ from robustbench_ext.checks import Check
 from robustbench_ext.conditions import Condition, parse_conditions
 from robustbench_ext.data.base import Split
 from robustbench_ext.errors import ConfigError, DataError
-from robustbench_ext.models import LoadedModel, Observations, Taps, load_model, observe
+from robustbench_ext.models import LoadedModel, Observations, Taps, fingerprint_module, load_model, observe, wrap
 from robustbench_ext.preflight import PREFLIGHT_VERSION, preflight
 from robustbench_ext.probes import EstimatorProbe
 from robustbench_ext.suite import ModelEntry
@@ -65,6 +65,10 @@ class Classification(Task):
             weights=entry.weights,
             kwargs=entry.kwargs,
         )
+
+    def adopt(self, module: nn.Module, entry: ModelEntry) -> LoadedModel:
+        wrapped = wrap(module, entry.mean, entry.std)
+        return LoadedModel(str(entry.spec), wrapped, fingerprint_module(wrapped, {}))
 
     def load_other(self, spec: str) -> LoadedModel:
         return load_model(spec, shape=self.data.shape, num_classes=len(self.data.classes))

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from robustbench_ext.checks import verdict
-from robustbench_ext.errors import RobustBenchExtError
-from robustbench_ext.evaluate import CLEAN, Cell, Context
+from robustbench_ext.data.given import given_dataset
+from robustbench_ext.errors import ConfigError, RobustBenchExtError
+from robustbench_ext.evaluate import CLEAN, GIVEN, Cell, Context, Given
 from robustbench_ext.execute import NOT_STARTED, Failure, Job, SerialExecutor, make_executor, run_jobs
 from robustbench_ext.files import write_atomically
 from robustbench_ext.fingerprint import canonical_json
@@ -52,6 +55,7 @@ class RunSummary:
 
 
 _CONTEXTS: dict[str, Context] = {}
+_GIVEN: dict[str, Given] = {}  # by run folder, while it runs
 PROGRESS = "progress.json"
 
 
@@ -60,7 +64,7 @@ def _context(folder: str, suite: Mapping[str, Any]) -> Context:
     key = f"{folder}|{canonical_json(dict(suite))}"
     if key not in _CONTEXTS:
         _CONTEXTS.clear()
-        _CONTEXTS[key] = Context(validate_suite(suite), Path(folder))
+        _CONTEXTS[key] = Context(validate_suite(suite), Path(folder), _GIVEN.get(folder))
     return _CONTEXTS[key]
 
 
@@ -109,6 +113,8 @@ def run_suite(
     suite: Suite | str | Path | Mapping[str, Any],
     out: str | Path,
     *,
+    models: Mapping[str, nn.Module] | None = None,
+    data: Any = None,
     executor: str | Executor = "serial",
     workers: int | None = None,
     progress: Progress | None = None,
@@ -118,6 +124,9 @@ def run_suite(
     Args:
         suite: a `Suite`, a bundled name, a YAML file or a mapping.
         out: the run folder; made where it does not exist.
+        models: modules to evaluate instead of the suite's models, by name. They stay in this process, so they need the serial
+            executor, and they are told apart by their weights, structure and source: change them and they are others.
+        data: instead of the suite's; see `robustbench_ext.data.given.given_dataset` for what is understood.
         executor: "serial", "local" (one process per core), "auto", or any `concurrent.futures.Executor`. From a script,
             "local" needs the usual `if __name__ == "__main__":` guard.
 
@@ -125,11 +134,20 @@ def run_suite(
         A summary with all results; they are also in `out/results.json` and `out/results.csv`.
     """
     started = time.perf_counter()
-    suite = suite if isinstance(suite, Suite) else load_suite(suite)
     hooks = progress or Progress()
     folder = Path(out)
+    suite, given = _with_given(suite, models, data)
+    if given is not None and executor not in ("serial", "auto"):
+        raise ConfigError(
+            f"executor '{executor}': models and data that are handed over in Python stay in this process. Take the serial "
+            f"executor, or name them (pkg.module:factory, npz:PATH) so that every process can load them."
+        )
+    executor = executor if given is None else "serial"
     _CONTEXTS.clear()  # files may have changed since the last run of this process
-    context = Context(suite, folder)
+    _GIVEN.clear()
+    if given is not None:
+        _GIVEN[str(folder)] = given
+    context = Context(suite, folder, given)
     context.validate()
     folder.mkdir(parents=True, exist_ok=True)
     hooks.message(f"suite {suite.name}: {_count(len(context.evaluated), 'model')} on {suite.data}, into {folder}")
@@ -161,6 +179,25 @@ def run_suite(
         time.perf_counter() - started,
         results.failures,
     )
+
+
+def _with_given(
+    suite: Suite | str | Path | Mapping[str, Any], models: Mapping[str, nn.Module] | None, data: Any
+) -> tuple[Suite, Given | None]:
+    """The suite with what is handed over in the places of its own models and data."""
+    if not models and data is None:
+        return (suite if isinstance(suite, Suite) else load_suite(suite)), None
+    entries: dict[str, Any] = {}
+    if models:
+        entries["models"] = [{"name": name, "spec": GIVEN} for name in models]
+    if data is not None:
+        entries["data"] = GIVEN
+    if isinstance(suite, Mapping):
+        loaded = load_suite({**suite, **entries})
+    else:
+        own = suite if isinstance(suite, Suite) else load_suite(suite)
+        loaded = validate_suite({**own.model_dump(by_alias=True), "title": "", "description": "", **entries})
+    return loaded, Given(dict(models or {}), None if data is None else given_dataset(data))
 
 
 def _count(n: int, what: str) -> str:
@@ -204,7 +241,8 @@ class _Runner:
             kept = [(probe.kind, entry) for probe, entry in entries if probe.label not in lost]
             detectors = tuple(entry for kind, entry in kept if kind == "detector")
             uq = tuple(entry for kind, entry in kept if kind != "detector")
-            self.context = Context(suite.model_copy(update={"detectors": detectors, "uq": uq}), self.context.folder)
+            kept_suite = suite.model_copy(update={"detectors": detectors, "uq": uq})
+            self.context = Context(kept_suite, self.context.folder, self.context.given)
             self._suite = self.context.suite.model_dump(by_alias=True, mode="json")
 
     def _model_jobs(self, name: str) -> list[Job]:

@@ -7,13 +7,14 @@ only names travel between processes, and it knows the key of every record.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_ext import __version__, fingerprint
 from robustbench_ext.checks import Check
@@ -34,6 +35,15 @@ from robustbench_ext.validation import ValidationData
 RECORD_VERSION = 1
 PREVIEWS = 8  # inputs kept as small images for the report's gallery
 CLEAN = "clean"
+GIVEN = "given"  # in a suite: what the caller of `run_suite` hands over
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller hands over in Python instead of naming it: models by name, data. It stays in this process."""
+
+    models: Mapping[str, nn.Module] = field(default_factory=dict)
+    data: Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,11 @@ def task_of(data: Dataset) -> Task:
 class Context:
     """A suite resolved against a run folder."""
 
-    def __init__(self, suite: Suite, folder: Path) -> None:
+    def __init__(self, suite: Suite, folder: Path, given: Given | None = None) -> None:
         self.suite = suite
         self.folder = folder
-        self.data = load_dataset(suite.data)
+        self.given = given or Given()
+        self.data = load_dataset(suite.data) if suite.data != GIVEN else self._given_data()
         self.task = task_of(self.data)
         available = [entry for entry in suite.conditions if is_available(entry)]
         self.left_out = [
@@ -80,6 +91,11 @@ class Context:
         self._unfit_keys: dict[tuple[str, str], str] = {}
         self._splits: dict[tuple[str, str], Split] = {}
         self._validations: dict[str, ValidationData] = {}
+
+    def _given_data(self) -> Dataset:
+        if self.given.data is None:
+            raise ConfigError(f"data: {GIVEN} stands for data that is handed over in Python: run_suite(..., data=...)")
+        return self.given.data
 
     def probes_of(self, model: str) -> list[Probe]:
         """The probes that are read off a model."""
@@ -128,9 +144,17 @@ class Context:
     def model(self, name: str) -> LoadedModel:
         """The model, loaded once per process."""
         if name not in self._models:
-            trained = self.training.get(name)
-            loaded = self.task.load(self.entry(name)) if trained is None else self.task.load_other(str(trained.folder))
-            self._models[name] = loaded
+            trained, entry = self.training.get(name), self.entry(name)
+            if trained is not None:
+                self._models[name] = self.task.load_other(str(trained.folder))
+            elif entry.spec != GIVEN:
+                self._models[name] = self.task.load(entry)
+            elif name in self.given.models:
+                self._models[name] = self.task.adopt(self.given.models[name], entry)
+            else:
+                raise ConfigError(
+                    f"model '{name}': {GIVEN} stands for a model that is handed over in Python: run_suite(..., models={{...}})"
+                )
         return self._models[name]
 
     def members(self, probe: Probe) -> list[LoadedModel]:

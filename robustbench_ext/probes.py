@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -132,14 +133,19 @@ class Probe:
         parameters = {"detector": variant} if variant else {}
         return build(self.registry.load(family), self.name, {**parameters, **dict(self.parameters)})
 
+    @cached_property
+    def _unfitted(self) -> Any:
+        """One that is never fitted, to ask what it needs: keys ask for every cell."""
+        return self.fresh()
+
     def spec(self) -> dict[str, Any]:
         """All that its outputs depend on, besides the observations."""
-        spec: dict[str, Any] = self.fresh().spec()
+        spec: dict[str, Any] = self._unfitted.spec()
         return spec
 
     def taps(self) -> tuple[str, ...]:
         """Features that it reads."""
-        taps: tuple[str, ...] = self.fresh().taps
+        taps: tuple[str, ...] = self._unfitted.taps
         return taps
 
     @property
@@ -150,25 +156,25 @@ class Probe:
     @property
     def reads_inputs(self) -> bool:
         """Whether its outputs need the inputs and the model, beside what was observed."""
-        return bool(getattr(self.fresh(), "reads_inputs", False))
+        return bool(getattr(self._unfitted, "reads_inputs", False))
 
     @property
     def validate(self) -> Mapping[str, Any] | None:
         """The condition whose inputs it chooses its parameters on, as in a suite; None for most."""
-        validate: Mapping[str, Any] | None = getattr(self.fresh(), "validate", None)
+        validate: Mapping[str, Any] | None = getattr(self._unfitted, "validate", None)
         return validate
 
     @property
     def members(self) -> tuple[str, ...]:
         """Other models that it needs: names of the suite's models, or model specifications."""
-        return tuple(map(str, getattr(self.fresh(), "members", ())))
+        return tuple(map(str, getattr(self._unfitted, "members", ())))
 
     @property
     def forwards(self) -> int:
         """Forward passes per sample that an estimator makes of its own; 0 where it makes none, or does not say."""
         if self.kind == "detector" or not self.reads_inputs:
             return 0
-        return int(getattr(self.fresh(), "passes", 0)) or len(self.members)
+        return int(getattr(self._unfitted, "passes", 0)) or len(self.members)
 
     def beside(self, model: str) -> Probe:
         """The probe as it is read off a model: one that is among its own members counts once, as itself."""
@@ -205,10 +211,10 @@ class DetectorProbe(Probe):
 
     @property
     def fit_on(self) -> tuple[str, ...]:
-        return ("train",)
+        return ("train",) if self._unfitted.needs_fit else ()
 
     def _fit(self, method: Any, fitting: Fitting) -> Any:
-        return method.fit_observations(fitting.seen["train"], model=fitting.model, validation=fitting.validation)
+        return method.fit_observations(fitting.seen.get("train"), model=fitting.model, validation=fitting.validation)
 
     def read(self, fitted: Any, seen: Any, shown: Shown) -> Columns:
         if fitted.reads_inputs:
@@ -225,7 +231,7 @@ class EstimatorProbe(Probe):
 
     @property
     def fit_on(self) -> tuple[str, ...]:
-        return (str(self.fresh().fit_on),)
+        return (str(self._unfitted.fit_on),)
 
     def _fit(self, method: Any, fitting: Fitting) -> Any:
         if getattr(method, "fits_inputs", False):

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_ext import __version__
+from robustbench_ext.compare import compare_models
 from robustbench_ext.doubts import DOUBTS_VERSION
 from robustbench_ext.evaluate import CLEAN, Context
 from robustbench_ext.files import write_atomically
+from robustbench_ext.index import INDEX, index_of
 from robustbench_ext.measure import measure, metric_table
-from robustbench_ext.measured import Measured
+from robustbench_ext.measured import Measured, Tables
 from robustbench_ext.provenance import environment
 from robustbench_ext.results import Failed, Finding, Row, RunResults
+from robustbench_ext.seeds import replicates
 
 RESULTS, TABLE, RUN, GALLERY = "results.json", "results.csv", "run.json", "gallery.json"
 
@@ -68,7 +71,7 @@ def unchanged_results(context: Context) -> RunResults | None:
     loaded = {m["name"]: m["fingerprint"] for m in results.models}
     same &= loaded == {name: context.model(name).fingerprint for name in context.evaluated}
     same &= results.data == json.loads(json.dumps(context.data.describe()))
-    return results if same and (context.folder / TABLE).is_file() and (context.folder / GALLERY).is_file() else None
+    return results if same and all((context.folder / name).is_file() for name in (TABLE, GALLERY, INDEX)) else None
 
 
 def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
@@ -119,6 +122,8 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
             *(text for name in usable if _probes_fitted(context, name) for text in context.fit_warnings(name)),
         ],
     )
+    results.replicates = replicates(results)
+    results.comparisons = compare_models(Tables(context), results)
     return results, measured
 
 
@@ -131,6 +136,8 @@ def _describe(context: Context, name: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in loaded.module.parameters()),
         "notes": list(loaded.notes),
     }
+    if entry.replicate_of is not None:
+        about["replicate_of"] = entry.replicate_of
     if entry.train is not None:
         described = json.loads((context.training[name].folder / "model.json").read_text())
         told = ("defense", "regressor", "recipe", "seed", "selected", "alarm", "curve")
@@ -164,10 +171,11 @@ def write_results(context: Context, results: RunResults, measured: Measured, don
     def put(name: str, text: str) -> None:
         write_atomically(folder / name, lambda file: file.write_text(text, encoding="utf-8"))
 
+    usable = [name for name in context.evaluated if name not in done.broken]
     put(RESULTS, results.to_json())
+    put(INDEX, index_of(context, usable).model_dump_json(indent=1) + "\n")
     put(TABLE, _csv(results.results))
     put(GALLERY, json.dumps(measured.gallery, indent=0))
-    usable = [name for name in context.evaluated if name not in done.broken]
     cells = [cell for name in usable for cell in context.cells(name) if context.is_done(cell)]
     visit = {
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

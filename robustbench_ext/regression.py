@@ -20,7 +20,13 @@ from robustbench_ext.models import LoadedModel
 from robustbench_ext.models.observe import PENULTIMATE
 from robustbench_ext.models.observe_regressor import observe_regressor
 from robustbench_ext.models.predictor import SKLEARN, Predictor
-from robustbench_ext.models.tabular import RegressorRecipe, load_regressor, regressor_key, train_regressor
+from robustbench_ext.models.tabular import (
+    RegressorRecipe,
+    adopt_regressor,
+    load_regressor,
+    regressor_key,
+    train_regressor,
+)
 from robustbench_ext.probes import IntervalProbe, Probe
 from robustbench_ext.regression_conditions import UnderRegressionAttack, parse_regression_conditions
 from robustbench_ext.regression_preflight import REGRESSION_PREFLIGHT_VERSION, has_gradient, preflight_regressor
@@ -122,6 +128,9 @@ class Regression(Task):
 
     def load(self, entry: ModelEntry) -> LoadedModel:
         return load_regressor(str(entry.spec), self.data, kwargs=entry.kwargs, weights=entry.weights)
+
+    def adopt(self, module: nn.Module, entry: ModelEntry) -> LoadedModel:
+        return adopt_regressor(module, self.data, str(entry.spec))
 
     def load_other(self, spec: str) -> LoadedModel:
         return load_regressor(spec, self.data)

@@ -35,6 +35,8 @@ class Training(_Strict):
             a small CNN, or for regression an MLP; `sklearn:MODULE.CLASS` is fitted.
         kwargs: of the network.
         seed: of the weights, the data order and the attack's starts.
+        seeds: instead of `seed`, several: a number k, for 0 to k - 1, or a list. The entry NAME becomes one model per seed,
+            `NAME seed 0` and so on, and the results also say what they have in common: mean and interval over seeds.
         recipe: the name of a bundled recipe (`rbx list recipes`), or options of `defenses.recipe.Recipe`, such as
             epochs, lr, eps, attack_steps, in which `name` may name one to start from. Of regressors, options of
             `models.tabular.RegressorRecipe`.
@@ -63,6 +65,7 @@ class ModelEntry(_Strict):
     Attributes:
         evaluate: false for a model that only serves as a member of an ensemble.
         mean, std, weights, kwargs: of `spec`; see `robustbench_ext.models.load_model`.
+        replicate_of: the entry that this is one training seed of; written by `seeds`.
     """
 
     name: str
@@ -73,6 +76,7 @@ class ModelEntry(_Strict):
     weights: str | None = None
     kwargs: dict[str, Any] = Field(default_factory=dict)
     evaluate: bool = True
+    replicate_of: str | None = None
 
     _read_numbers = field_validator("mean", "std", mode="before")(_numbers)
 
@@ -111,6 +115,11 @@ class Suite(_Strict):
     batch_size: int = Field(250, ge=1)
     chunk_size: int = Field(1000, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model_per_seed(cls, content: Any) -> Any:
+        return _with_seeds(content) if isinstance(content, Mapping) else content
+
     @model_validator(mode="after")
     def _names_differ(self) -> Suite:
         names = [model.name for model in self.models]
@@ -120,6 +129,42 @@ class Suite(_Strict):
         if not any(model.evaluate for model in self.models):
             raise ValueError("every model has evaluate: false, so there is nothing to do")
         return self
+
+
+def _with_seeds(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries with `seeds` as one entry per seed, here and where conditions and probes name them."""
+    made: dict[str, list[str]] = {}
+    models: list[Any] = []
+    for entry in content.get("models", ()):
+        train = entry.get("train") if isinstance(entry, Mapping) else None
+        if not isinstance(train, Mapping) or "seeds" not in train:
+            models.append(entry)
+            continue
+        told, name = train["seeds"], str(entry.get("name"))
+        seeds = list(range(told)) if isinstance(told, int) else told
+        good = (
+            isinstance(seeds, (list, tuple)) and all(isinstance(s, int) for s in seeds) and len({*seeds}) == len(seeds)
+        )
+        if not good or not seeds or "seed" in train:
+            raise ValueError(
+                f"model '{name}': seeds = {told!r}, expected a number such as 3 or a list of different ones such as [0, 1, 2], "
+                f"and no 'seed' beside it"
+            )
+        rest = {k: v for k, v in train.items() if k != "seeds"}
+        made[name] = [f"{name} seed {seed}" for seed in seeds]
+        for label, seed in zip(made[name], seeds, strict=True):
+            models.append({**entry, "name": label, "train": {**rest, "seed": seed}, "replicate_of": name})
+    if not made:
+        return dict(content)
+
+    def named(part: Any) -> Any:
+        if not isinstance(part, Mapping):
+            return part
+        lists = {k: v for k, v in part.items() if k in ("only", "members") and isinstance(v, (list, tuple))}
+        return {**part, **{k: [m for name in v for m in made.get(name, [name])] for k, v in lists.items()}}
+
+    parts = {k: [named(part) for part in content[k]] for k in ("conditions", "detectors", "uq") if content.get(k)}
+    return {**content, **parts, "models": models}
 
 
 def bundled_suites() -> dict[str, Path]:

@@ -81,6 +81,10 @@ class Task(ABC):
         """An entry with `spec`."""
 
     @abstractmethod
+    def adopt(self, module: nn.Module, entry: ModelEntry) -> LoadedModel:
+        """A module that was handed over."""
+
+    @abstractmethod
     def load_other(self, spec: str) -> LoadedModel:
         """A model that is no entry: a checkpoint's folder, or what was trained into one."""
 

@@ -13,8 +13,18 @@ CHECK_FAILED, USAGE, PARTIAL, INTERRUPTED = 1, 2, 4, 130
 
 
 def complain(message: str) -> None:
-    """An error on stderr."""
-    print(textwrap.fill(f"rbx: {message}", 80, break_on_hyphens=False, break_long_words=False), file=sys.stderr)
+    """An error on stderr; its own line breaks stay."""
+    lines = [
+        textwrap.fill(
+            line,
+            80,
+            subsequent_indent=" " * (len(line) - len(line.lstrip())),
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        for line in f"rbx: {message}".split("\n")
+    ]
+    print("\n".join(lines), file=sys.stderr)
 
 
 def say(message: str = "") -> None:

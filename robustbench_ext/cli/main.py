@@ -9,6 +9,7 @@ import typer
 
 from robustbench_ext import __version__
 from robustbench_ext.cli.check import check
+from robustbench_ext.cli.compare import compare
 from robustbench_ext.cli.console import USAGE, complain
 from robustbench_ext.cli.doctor import doctor
 from robustbench_ext.cli.list import list_
@@ -35,6 +36,7 @@ app.command("rift")(rift)
 app.command("check")(check)
 app.command("list")(list_)
 app.command("report")(report)
+app.command("compare")(compare)
 app.command("doctor")(doctor)
 
 

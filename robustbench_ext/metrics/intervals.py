@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import betaincinv, ndtri
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from robustbench_ext.errors import DataError
-from robustbench_ext.metrics.estimate import LEVEL, Estimate
+from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
 
 REPEATS = 1000
 _BLOCK = 1 << 22  # weights per block of resamples: 32 MiB
@@ -117,3 +117,24 @@ def bootstrap_mean(values: np.ndarray, **options: int) -> Estimate:
             float(values.mean()), math.nan, math.nan, "none", n, "an infinite term has no bootstrap interval"
         )
     return bootstrap(float(values.mean()), lambda w: w @ values / n, (n,), n, **options)  # type: ignore[arg-type]
+
+
+def seed_spread(values: np.ndarray, level: float = LEVEL) -> Estimate:
+    """The mean of a metric over k trainings from different seeds, with Student's interval: what another training would give.
+
+    The test samples are taken as they are: the interval says nothing of other samples. The trainings' own spread is all that it
+    knows, so with two or three of them it is wide.
+
+    Args:
+        values: (k,), one per training.
+    """
+    require("spread over seeds", values=values)
+    values = np.asarray(values, dtype=np.float64)
+    k, mean = len(values), float(np.mean(values))
+    method = f"Student over {k} seeds"
+    if k < 2:
+        return Estimate(mean, math.nan, math.nan, "none", k, "one seed shows no spread", level)
+    if not np.isfinite(values).all():
+        return Estimate(mean, math.nan, math.nan, "none", k, "an infinite value has no spread", level)
+    half = float(stdtrit(k - 1, (1 + level) / 2)) * float(values.std(ddof=1)) / math.sqrt(k)
+    return Estimate(mean, mean - half, mean + half, method, k, level=level)

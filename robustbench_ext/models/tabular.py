@@ -96,11 +96,20 @@ def load_regressor(
     module = _trained(folder, data) if (folder / RECIPE_FILE).is_file() else _build(name, data, options, seed)
     if weights is not None:
         _load_safetensors(module, Path(weights))
-    module = module.to(device)
+    return adopt_regressor(module.to(device), data, spec, options)
+
+
+def adopt_regressor(
+    module: nn.Module, data: Dataset, spec: str, kwargs: Mapping[str, Any] | None = None
+) -> LoadedModel:
+    """A module that predicts (N,) from (N, d), with its fingerprint; see `load_regressor` for what it raises."""
+    _check_data(data, spec)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     probe = data[next(iter(data.splits))].inputs(slice(0, 256)).to(device)
     with torch.no_grad(), frozen_eval(module):
         predicted = predictions_of(module, probe)
-    return LoadedModel(spec, module, _fingerprint(module, options, predicted), tuple(getattr(module, "notes", ())))
+    fingerprint = _fingerprint(module, kwargs or {}, predicted)
+    return LoadedModel(spec, module, fingerprint, tuple(getattr(module, "notes", ())))
 
 
 def _check_data(data: Dataset, spec: str) -> None:
