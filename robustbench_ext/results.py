@@ -162,6 +162,12 @@ class RunResults(_Part):
     _indices: dict[tuple[str, ...], dict[tuple[Any, ...], list[Row]]] = PrivateAttr(default_factory=dict)
     _indexed: tuple[int, int] = PrivateAttr(default=(0, -1))
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; what was looked up in them before is no part of it."""
+        return isinstance(other, RunResults) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
     def to_json(self) -> str:
         """Stable JSON text."""
         return json.dumps(self.model_dump(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
