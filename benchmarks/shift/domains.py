@@ -71,9 +71,9 @@ class Job:
         return [d for d in DOMAINS if (d == self.domain) == (self.protocol == "leave-one-out")]
 
 
-def jobs(methods: list[str], seeds: int) -> Iterator[Job]:
+def jobs(methods: list[str], seeds: int, protocols: list[str]) -> Iterator[Job]:
     for seed in range(seeds):
-        for protocol in PROTOCOLS:
+        for protocol in protocols:
             for domain in DOMAINS:
                 for method in methods:
                     yield Job(protocol, domain, method, seed)
@@ -168,6 +168,7 @@ def picture(file: Path, images: int = 20) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=list(MAIN), help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--protocols", nargs="*", default=list(PROTOCOLS), choices=PROTOCOLS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--n", type=int, default=1000, help="training images")
     parser.add_argument("--epochs", type=int, default=20)
@@ -186,7 +187,7 @@ def main() -> None:
     part, parts = map(int, options.part.split("/"))
     done = _read(options.runs)
     keys = {(r["protocol"], r["domain"], r["method"], r["seed"], r["network"], r["n"], r["epochs"]) for r in done}
-    todo = list(jobs(options.methods, options.seeds))[part - 1 :: parts]
+    todo = list(jobs(options.methods, options.seeds, options.protocols))[part - 1 :: parts]
     for number, job in enumerate(todo if not options.table else []):
         if (*vars(job).values(), options.network, options.n, options.epochs) in keys:
             continue
