@@ -225,7 +225,7 @@ def energies(results: RunResults) -> Table | None:
 
 def corruptions(results: RunResults) -> Table | None:
     """Accuracy of every model under every corruption."""
-    metrics = ("mean_accuracy", "mean_corruption_error", "corruption_mce", "corruption_relative_mce")
+    metrics = ("mean_accuracy", "mean_corruption_error", "accuracy_drop", "corruption_mce", "corruption_relative_mce")
     return _accuracies(results, "corruption", "corruptions", "Accuracy under corruptions, %", metrics)
 
 
@@ -247,11 +247,12 @@ def _accuracies(results: RunResults, kind: str, over: str, title: str, summaries
         table.rows.append((label, [number(one(results, model=m, **query), results) for m in names]))
     for summary in of_kind(results, over):
         for metric in summaries:
-            rows = [results.find(model=m, condition=summary["label"], metric=metric) for m in names]
-            cells = [found_[0] if found_ else None for found_ in rows]
-            if any(cells):
-                heading_ = f"{summary['label']}: {results.metrics[metric]['title']}"
-                table.rows.append((heading_, [number(cell, results) for cell in cells]))
+            query = {"condition": summary["label"], "metric": metric}
+            for against in dict.fromkeys(row.against for row in results.find(**query)):
+                rows = [results.find(model=m, against=against, **query) for m in names]
+                title_ = results.metrics[metric]["title"] + (f" against {against}" if against else "")
+                cells = [number(found_[0] if found_ else None, results) for found_ in rows]
+                table.rows.append((f"{summary['label']}: {title_}", cells))
     return table
 
 

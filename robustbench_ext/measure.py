@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -75,7 +75,7 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
                     )
                 )
         _worst_cases(out, context, tables, model, set(done))
-        _shifts(out, tables, model, context.conditions_of(model), set(done))
+        _shifts(out, context, tables, model, set(done))
         _doubts(out, context, tables, model, done)
         _gallery(out, tables, model, done)
     return out
@@ -341,8 +341,9 @@ def _worst_cases(out: Measured, context: Context, tables: Tables, model: str, do
                 out.worst_cases.append(entry)
 
 
-def _shifts(out: Measured, tables: Tables, model: str, conditions: Mapping[str, Condition], done: set[str]) -> None:
+def _shifts(out: Measured, context: Context, tables: Tables, model: str, done: set[str]) -> None:
     """Means over all corruptions and all domains of the suite, and the worst domain; undefined where a condition is missing."""
+    conditions = context.conditions_of(model)
     of_kind = {k: [c.label for c in conditions.values() if c.kind == k] for k in ("corruption", "domain")}
     for labels, name, kind in (
         (of_kind["corruption"], CORRUPTIONS, "corruptions"),
@@ -363,25 +364,49 @@ def _shifts(out: Measured, tables: Tables, model: str, conditions: Mapping[str, 
             # The same samples under each: a sample's mean over corruptions is what is independent.
             mean = bootstrap_mean(np.mean(right, axis=0))
             out.rows.append(row(model, name, CLASSIFIER, "mean_accuracy", mean, group=group))
-            facts = [conditions[label].facts() for label in labels]
-            verdicts = {(f["corruption"], f["severity"]): v for f, v in zip(facts, right, strict=True)}
-            if {(c, s) for c in FIFTEEN for s in range(1, 6)} <= set(verdicts):
-                found = {"mean_corruption_error": corruption.mean_error(verdicts)}
-                if (
-                    facts[0]["levels"] == "imagenet-c, as published"
-                ):  # the only data that AlexNet's errors are known for
-                    found["corruption_mce"] = corruption.mce(verdicts)
-                    clean, first = (tables.observations(model, label) for label in (CLEAN, labels[0]))
-                    if np.array_equal(clean["id"], first["id"]):  # the rise is paired by sample
-                        found["corruption_relative_mce"] = corruption.relative_mce(verdicts, correct(clean))
-                for metric, estimate in found.items():
-                    out.rows.append(row(model, name, CLASSIFIER, metric, estimate, group="fifteen corruptions"))
+            _corruption_errors(out, context, tables, model, [conditions[label] for label in labels])
             continue
         which = np.repeat(np.arange(len(right)), [len(part) for part in right])
         mean = tails.class_mean_accuracy(np.concatenate(right), which, np.arange(len(right)))
         out.rows.append(row(model, name, CLASSIFIER, "mean_accuracy", mean, group=group))
         worst, k = cls.worst_class_accuracy(np.concatenate(right), which, len(right))
         out.rows.append(row(model, name, CLASSIFIER, "worst_domain_accuracy", worst, group=labels[k]))
+
+
+def _corruption_errors(
+    out: Measured, context: Context, tables: Tables, model: str, conditions: Sequence[Condition]
+) -> None:
+    """Mean corruption errors where the fifteen corruptions are there at five severities: plain, and relative to baselines."""
+    places = {(c.facts()["corruption"], c.facts()["severity"]): c.label for c in conditions}
+    if not {(c, s) for c in FIFTEEN for s in range(1, 6)} <= set(places):
+        return
+    published = conditions[0].facts()["levels"] == "imagenet-c, as published"  # what AlexNet's errors are known for
+    same = tables.observations(model, CLEAN)["id"], tables.observations(model, conditions[0].label)["id"]
+    paired = np.array_equal(*same)  # a rise is paired by sample
+
+    def verdicts(name: str) -> tuple[dict[tuple[str, int], np.ndarray], np.ndarray]:
+        seen = {place: correct(tables.observations(name, label)) for place, label in places.items()}
+        return seen, correct(tables.observations(name, CLEAN))
+
+    def add(metric: str, estimate: Estimate, against: str | None = None) -> None:
+        fields = {"group": "fifteen corruptions", "against": against}
+        out.rows.append(row(model, CORRUPTIONS, CLASSIFIER, metric, estimate, **fields))
+
+    mine, clean = verdicts(model)
+    add("mean_corruption_error", corruption.mean_error(mine))
+    if paired:
+        add("accuracy_drop", corruption.accuracy_drop(mine, clean))
+    if published:
+        add("corruption_mce", corruption.mce(mine))
+        if paired:
+            add("corruption_relative_mce", corruption.relative_mce(mine, clean))
+    base = context.suite.baseline
+    if base is None or not all(tables.complete(base, label) for label in (CLEAN, *places.values())):
+        return
+    theirs, their_clean = verdicts(base)
+    add("corruption_mce", corruption.mce(mine, theirs), base)
+    if paired:
+        add("corruption_relative_mce", corruption.relative_mce(mine, clean, theirs, their_clean), base)
 
 
 def _doubts(out: Measured, context: Context, tables: Tables, model: str, done: dict[str, Condition]) -> None:

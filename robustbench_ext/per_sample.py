@@ -148,15 +148,17 @@ def _accuracy(place: Place) -> Statistic:
 
 
 def _balanced(place: Place) -> Statistic:
-    """The mean over classes, as a mean over samples: a class's samples weigh what makes the class count as much as others."""
     ids, y, right = _verdicts(place)
-    return Mean(ids, right * _weights(y))
+    return Mean(ids, _of_groups(right, y))
 
 
-def _weights(groups: np.ndarray) -> np.ndarray:
-    """N / (number of groups x size of the sample's group), (N,): their mean is 1."""
+def _of_groups(right: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Values (N,) whose mean is the mean over groups of the groups' shares of right answers, and which vary as that mean does:
+    within groups alone, a group's samples weighing N / (number of groups x size).
+    """
     _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    return np.asarray(len(groups) / (len(sizes) * sizes[index]))
+    shares = np.bincount(index, right) / sizes
+    return np.asarray(shares.mean() + len(groups) / (len(sizes) * sizes[index]) * (right - shares[index]))
 
 
 def _worst_class(place: Place) -> Statistic:
@@ -186,7 +188,7 @@ def _mean_accuracy(place: Place) -> Statistic:
     labels = _members(place)
     if place.facts()["kind"] == "domains":
         ids, which, right = _several(place, labels)
-        return Mean(ids, right * _weights(which))
+        return Mean(ids, _of_groups(right, which))
     # The same samples under each corruption: a sample's mean over corruptions is what is independent.
     return Mean(place.seen(labels[0])["id"], np.mean([correct(dict(place.seen(c))) for c in labels], axis=0))
 
@@ -271,9 +273,10 @@ def _errors(place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _rmse(place: Place) -> Statistic:
+    """Values whose mean is the RMSE and which vary as it does, to first order: (e^2 / RMSE + RMSE) / 2."""
     ids, _, error = _errors(place)
-    sums = resampled_sums(np.stack([np.ones(len(error)), error**2], axis=1))
-    return Resampled(ids, float(np.sqrt(np.mean(error**2))), np.sqrt(sums[:, 1] / sums[:, 0]))
+    rmse = float(np.sqrt(np.mean(error**2)))
+    return Mean(ids, (error**2 / rmse + rmse) / 2 if rmse else np.zeros(len(error)))
 
 
 def _r2(place: Place) -> Statistic | None:

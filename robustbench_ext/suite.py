@@ -97,6 +97,7 @@ class Suite(_Strict):
         conditions: see `robustbench_ext.conditions.parse_conditions`, and for tables
             `robustbench_ext.regression_conditions.parse_regression_conditions`; `clean` is always there.
         detectors, uq: names or mappings with parameters.
+        baseline: the model whose errors the mean corruption error of the others is taken relative to.
         batch_size: inputs per forward pass; no result depends on it beyond rounding.
         chunk_size: samples per record; the unit of work and of resuming.
     """
@@ -112,6 +113,7 @@ class Suite(_Strict):
     conditions: tuple[str | dict[str, Any], ...] = ()
     detectors: tuple[str | dict[str, Any], ...] = ()
     uq: tuple[str | dict[str, Any], ...] = ()
+    baseline: str | None = None
     batch_size: int = Field(250, ge=1)
     chunk_size: int = Field(1000, ge=1)
 
@@ -126,6 +128,8 @@ class Suite(_Strict):
         doubled = {name for name in names if names.count(name) > 1}
         if doubled:
             raise ValueError(f"model names must differ; used twice: {', '.join(sorted(doubled))}")
+        if self.baseline is not None and self.baseline not in [m.name for m in self.models if m.evaluate]:
+            raise ValueError(f"baseline '{self.baseline}' is none of the models that are evaluated: {', '.join(names)}")
         if not any(model.evaluate for model in self.models):
             raise ValueError("every model has evaluate: false, so there is nothing to do")
         return self

@@ -52,8 +52,9 @@ def samples_to_decide(
 ) -> int | None:
     """About how many samples would show a true difference of the size measured, with this power.
 
-    n ((z_{1 - alpha/2} + z_power) se / |d|)^2, se from the interval's width; the composition of the samples is taken to stay.
-    None where there is no difference or no interval.
+    n ((z_{1 - alpha/2} + z_power) se / |d|)^2, se from the side of the interval towards 0; the composition of the samples is
+    taken to stay. None where there is no difference or no interval. The room for bias that comparisons of ECE and of the worst
+    class leave shrinks faster than 1 / sqrt(n) where there is a difference: the number is then on the safe side, looking ahead.
 
     Args:
         alpha: two-sided; divide it by the number of tests where these are corrected.
@@ -61,8 +62,7 @@ def samples_to_decide(
             where lower is.
     """
     _check(alpha, 0.0)
-    d = comparison.difference
-    return _needed(d.n, d.value - margin, (d.ci_high - d.ci_low) / (2 * _z(d.level)), alpha, power)
+    return _needed(comparison.difference, margin, alpha, power)
 
 
 def at_least(estimate: Estimate, threshold: float) -> Verdict:
@@ -86,7 +86,7 @@ def samples_to_decide_threshold(estimate: Estimate, threshold: float, power: flo
     """About how many samples would put the interval of `at_least` or `at_most` on one side of the threshold, with this power,
     if the true value were the one measured. None where it is the threshold itself, or where there is no interval.
 
-    Wilson's interval is a test with the variance at the threshold: n = ((z sqrt(t (1 - t)) + z_power sqrt(p (1 - p))) / (p - t))^2.
+    Wilson's interval is a test with variance t (1 - t): n = ((z sqrt(t (1 - t)) + z_power sqrt(p (1 - p))) / (p - t))^2.
     Of any other interval the side towards the threshold is taken for z standard errors.
     """
     gap, z = estimate.value - threshold, _z(estimate.level)
@@ -95,15 +95,17 @@ def samples_to_decide_threshold(estimate: Estimate, threshold: float, power: flo
         _check_power(power)
         spread = z * math.sqrt(t * (1 - t)) + float(ndtri(power)) * math.sqrt(p * (1 - p))
         return math.ceil((spread / gap) ** 2)
-    half = estimate.value - estimate.ci_low if gap > 0 else estimate.ci_high - estimate.value
-    return _needed(estimate.n, gap, half / z, 1 - estimate.level, power)
+    return _needed(estimate, threshold, 1 - estimate.level, power)
 
 
-def _needed(n: int, gap: float, se: float, alpha: float, power: float) -> int | None:
+def _needed(estimate: Estimate, threshold: float, alpha: float, power: float) -> int | None:
     _check_power(power)
-    if not gap or not math.isfinite(gap) or not math.isfinite(se):
+    gap = estimate.value - threshold
+    half = estimate.value - estimate.ci_low if gap > 0 else estimate.ci_high - estimate.value
+    if not gap or not math.isfinite(gap) or not math.isfinite(half):
         return None
-    return max(1, math.ceil(n * ((_z(1 - alpha) + float(ndtri(power))) * se / gap) ** 2))
+    errors = (_z(1 - alpha) + float(ndtri(power))) / _z(estimate.level)
+    return max(1, math.ceil(estimate.n * (errors * half / gap) ** 2))
 
 
 def _z(level: float) -> float:

@@ -11,7 +11,13 @@ import numpy as np
 from scipy.special import expit, logit, ndtri
 
 from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
-from robustbench_ext.metrics.intervals import REPEATS, resamples, wilson
+from robustbench_ext.metrics.intervals import (
+    REPEATS,
+    clopper_pearson_all,
+    resamples,
+    simultaneous_level,
+    wilson,
+)
 
 TPR = 0.95
 
@@ -181,12 +187,44 @@ def threshold_metrics(clean: np.ndarray, unknown: np.ndarray) -> dict[str, Estim
 
 def roc_curve(clean: np.ndarray, unknown: np.ndarray, points: int = 101) -> tuple[np.ndarray, np.ndarray]:
     """(false alarm rate, detection rate), the exact ROC's corners thinned to about `points`, both ends kept."""
+    zeros, ones = _corners(clean, unknown, points)
+    return zeros / len(clean), ones / len(unknown)
+
+
+def _corners(clean: np.ndarray, unknown: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of both groups at or above thresholds, from none to all; thinned to about `points` of them."""
     zeros, ones = _Thresholds(clean, unknown).cumulative(np.ones((1, len(clean))), np.ones((1, len(unknown))))
-    fpr = np.concatenate([[0.0], zeros[0] / len(clean)])
-    tpr = np.concatenate([[0.0], ones[0] / len(unknown)])
-    if len(fpr) > points:
+    zeros, ones = np.append(0.0, zeros[0]), np.append(0.0, ones[0])
+    if len(zeros) > points:
         # Keep the points nearest to equal steps of arc length, so that steep and flat parts are drawn alike.
-        along = fpr + tpr
-        keep = np.unique(np.searchsorted(along, np.linspace(0, along[-1], points)).clip(0, len(fpr) - 1))
-        fpr, tpr = fpr[keep], tpr[keep]
-    return fpr, tpr
+        along = zeros / len(clean) + ones / len(unknown)
+        keep = np.unique(np.searchsorted(along, np.linspace(0, along[-1], points)).clip(0, len(along) - 1))
+        zeros, ones = zeros[keep], ones[keep]
+    return zeros, ones
+
+
+def roc_band(
+    clean: np.ndarray, unknown: np.ndarray, points: int = 101, level: float = LEVEL
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(false alarm rate, detection rate, low, high): `roc_curve` with a band that holds the whole true ROC.
+
+    At every threshold of the curve both rates have Clopper and Pearson's interval, at a level raised so that all of them hold
+    at once (`intervals.simultaneous_level`; neighbouring thresholds share most of their samples). The true ROC rises from one
+    of these boxes to the next: at a false alarm rate f it lies above the lower end of every box that is surely left of f, and
+    below the upper end of every box that is surely right of it. Boxes bound more than the curve needs, so that the band covers
+    more often than its level says.
+    """
+    require("ROC clean", scores=clean)
+    require("ROC unknown", scores=unknown)
+    n0, n1 = len(clean), len(unknown)
+    zeros, ones = _corners(clean, unknown, points)
+    fpr, tpr = zeros / n0, ones / n1
+    with np.errstate(divide="ignore"):
+        each = simultaneous_level([fpr / (1 - fpr), tpr / (1 - tpr)], level)
+    left, right = clopper_pearson_all(zeros, np.full(len(zeros), n0), each)
+    lower, upper = clopper_pearson_all(ones, np.full(len(ones), n1), each)
+    right[0], lower[0] = 0.0, 0.0  # above all scores there is nothing
+    # right and lower rise along the curve, and so do left and upper.
+    before = np.searchsorted(right, fpr, side="left") - 1
+    after = np.searchsorted(left, fpr, side="right")
+    return fpr, tpr, lower[before.clip(0)], np.append(upper, 1.0)[after]

@@ -466,10 +466,17 @@ METRICS: dict[str, MetricInfo] = {
         False,
         True,
     ),
+    "accuracy_drop": MetricInfo(
+        "drop of the accuracy",
+        "Clean accuracy minus the mean over the fifteen corruptions of ImageNet-C and five severities, paired by sample.",
+        False,
+        True,
+    ),
     "corruption_mce": MetricInfo(
         "mCE",
         "Mean over the fifteen corruptions of the error summed over five severities, divided by the baseline's sum (AlexNet's "
-        "published errors unless another model is named). 100 % is as many errors as the baseline makes.",
+        "published errors on ImageNet-C as published, and the suite's baseline model, named under `against`). 100 % is as many "
+        "errors as the baseline makes.",
         False,
         True,
     ),

@@ -17,9 +17,11 @@ import math
 import numpy as np
 
 from robustbench_ext.errors import DataError
-from robustbench_ext.metrics.estimate import Estimate, require
-from robustbench_ext.metrics.intervals import bootstrap
+from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
+from robustbench_ext.metrics.intervals import bootstrap, clopper_pearson_all, simultaneous_level
 from robustbench_ext.metrics.resampling import of_ranks
+
+_EDGE = 0.05  # how far around a coverage, in samples over N, its edge is taken to reach
 
 
 class _Blocks:
@@ -170,6 +172,35 @@ def risk_coverage(scores: np.ndarray, errors: np.ndarray, points: int = 101) -> 
     coverage, risk = _curve(scores, errors)
     keep = np.unique(np.linspace(0, len(scores) - 1, min(points, len(scores))).round().astype(int))
     return coverage[keep], risk[keep]
+
+
+def risk_coverage_band(
+    scores: np.ndarray, errors: np.ndarray, points: int = 101, level: float = LEVEL
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(coverage, risk, low, high): `risk_coverage` with a band that holds the true curve at all of these coverages at once.
+
+    The risk at coverage c = i/N is a mean over the i safest samples; which samples these are is an estimate too, and its
+    variance is [R (1 - R) + (1 - c) (R - r)^2] / i, r the error rate of the samples just at the edge (those within `_EDGE` of
+    c). The band is Clopper and Pearson's interval with as many samples as make a proportion vary so, at a level raised for all
+    coverages (`intervals.simultaneous_level`).
+
+    Args:
+        scores: (N,), higher = less to be trusted; errors: bool (N,), where the classifier is wrong.
+    """
+    coverage, risk = risk_coverage(scores, errors, points)
+    if errors.min() < 0 or errors.max() > 1:
+        raise DataError("risk-coverage band: errors must be true or false, or 0 or 1")
+    n = len(scores)
+    count = np.rint(coverage * n)
+    every = np.append(0.0, _curve(scores, errors)[1] * np.arange(1, n + 1))  # errors among the i safest
+    reach = max(math.ceil(_EDGE * n), 1)
+    start, stop = np.maximum(count - reach, 0).astype(int), np.minimum(count + reach, n).astype(int)
+    edge = (every[stop] - every[start]) / (stop - start)
+    p = (risk * count + every[-1] / n) / (count + 1)  # so that a start without errors has a variance
+    own = np.maximum(p * (1 - p), 1e-300)
+    effective = count * own / (own + (1 - coverage) * (risk - edge) ** 2)
+    low, high = clopper_pearson_all(risk * effective, effective, simultaneous_level([count], level))
+    return coverage, risk, low, high
 
 
 def coverage_at_risk(scores: np.ndarray, errors: np.ndarray, risk: float) -> float:

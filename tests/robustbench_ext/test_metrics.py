@@ -10,7 +10,16 @@ from robustbench_ext.errors import DataError
 from robustbench_ext.metrics import calibration as cal
 from robustbench_ext.metrics import classification as cls
 from robustbench_ext.metrics import detection as det
-from robustbench_ext.metrics.intervals import bootstrap_mean, clopper_pearson, resamples, wilson
+from robustbench_ext.metrics.intervals import (
+    bootstrap,
+    bootstrap_mean,
+    clopper_pearson,
+    clopper_pearson_all,
+    resamples,
+    seed_spread,
+    simultaneous_level,
+    wilson,
+)
 
 SCORES = np.array([0.1, 0.4, 0.35, 0.8, 0.35, 0.6])
 UNKNOWN = np.array([0, 0, 0, 1, 1, 1], dtype=bool)
@@ -59,6 +68,81 @@ def test_proportion_intervals(k, n, w, c):
     result = stats.binomtest(k, n)
     assert wilson(k, n) == pytest.approx(tuple(result.proportion_ci(method="wilson")), abs=1e-9)
     assert clopper_pearson(k, n) == pytest.approx(tuple(result.proportion_ci(method="exact")), abs=1e-9)
+
+
+def test_proportion_intervals_equal_statsmodels():
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    for level in (0.5, 0.95, 0.999):
+        for k, n in [(0, 1), (1, 1), (0, 40), (3, 40), (40, 40), (17, 5000)]:
+            theirs = proportion.proportion_confint(k, n, 1 - level, "wilson")
+            assert wilson(k, n, level) == pytest.approx(theirs, abs=1e-9)
+            theirs = proportion.proportion_confint(k, n, 1 - level, "beta")
+            assert clopper_pearson(k, n, level) == pytest.approx(np.nan_to_num(theirs, nan=float(k == n)), abs=1e-9)
+    k = np.array([0, 0.5, 3, 40])
+    ends = clopper_pearson_all(k, np.full(4, 40))
+    assert np.stack(ends, axis=1) == pytest.approx(np.array([clopper_pearson(v, 40) for v in k]), abs=1e-15)
+
+
+def test_spread_over_seeds():
+    values = np.array([0.71, 0.74, 0.69, 0.75])
+    found = seed_spread(values)
+    theirs = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert (found.ci_low, found.ci_high) == pytest.approx(theirs, abs=1e-12)
+    assert (found.value, found.n, found.ci_method) == (pytest.approx(values.mean()), 4, "Student over 4 seeds")
+    one = seed_spread(values[:1])
+    assert one.value == 0.71 and np.isnan(one.ci_low) and one.reason
+    assert np.isnan(seed_spread(np.array([1.0, np.inf])).ci_low)
+    with pytest.raises(DataError, match="empty"):
+        seed_spread(values[:0])
+
+
+def test_bca_equals_scipy_within_the_error_of_resampling():
+    rng = np.random.default_rng(0)
+    x, y = rng.exponential(size=80), rng.lognormal(size=50)
+
+    def spread(w):
+        return np.sqrt(w @ x**2 / 80 - (w @ x / 80) ** 2)
+
+    def ratio(v, w):
+        return (v @ x / 80) / (w @ y / 50)
+
+    cases = [
+        (spread, (x,), lambda a, axis: a.std(axis=axis)),
+        (ratio, (x, y), lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis)),
+    ]
+    for statistic, data, theirs in cases:
+        sizes, value = tuple(len(v) for v in data), float(theirs(*data, axis=0))
+        options = {"n": sum(sizes), "repeats": 10000, "method": "bca"}
+        found = bootstrap(value, statistic, sizes, **options)
+        told = stats.bootstrap(data, theirs, n_resamples=10000, method="BCa", random_state=0)
+        # Both ends are quantiles of 10,000 draws near 1 and 3 %: in standard errors of the statistic, each is known to about
+        # sqrt(0.01 x 0.99 / 10000) / density(0.01) = 0.04, more where the tail is long; three of them, twice over, by two.
+        allowed = 3 * 0.04 * 2**0.5 * 2 * float(told.standard_error)
+        assert found.ci_low == pytest.approx(told.confidence_interval.low, abs=allowed)
+        assert found.ci_high == pytest.approx(told.confidence_interval.high, abs=allowed)
+        if len(data) == 1:  # where the percentile interval is another one
+            plain = bootstrap(value, statistic, sizes, n=sum(sizes), repeats=10000)
+            assert found.ci_high - plain.ci_high > allowed
+    stuck = bootstrap(1.0, lambda w: np.ones(len(w)) * 0.5, (9,), 9, method="bca")
+    assert np.isnan(stuck.ci_low) and "one side" in stuck.reason
+
+
+def test_bca_of_many_samples_leaves_out_groups():
+    x = np.random.default_rng(1).exponential(size=3000)
+    shape = {"value": float(x.mean()), "statistic": lambda w: w @ x / 3000, "sizes": (3000,), "n": 3000}
+    found, plain = bootstrap(**shape, method="bca"), bootstrap(**shape)
+    # The acceleration is 2 / (6 sqrt(3000)) = 0.006: the ends move by 0.006 z^2 = 0.023 standard errors, and by the bias.
+    assert 0 <= found.ci_high - plain.ci_high < 0.2 * x.std() / 3000**0.5
+
+
+def test_simultaneous_level():
+    assert simultaneous_level([np.array([1.0])]) == pytest.approx(0.95, abs=0.012)  # one point; 4000 paths
+    one, many = simultaneous_level([np.arange(1.0, 101)]), simultaneous_level([np.arange(1.0, 101)] * 3)
+    assert 0.95 < one < many < 1 - 0.05 / 300  # less than Bonferroni
+    # Independent points: times that grow by large factors.
+    apart = simultaneous_level([1e6 ** np.arange(1, 6)])
+    assert apart == pytest.approx(0.95 ** (1 / 5), abs=0.004)
+    assert simultaneous_level([np.array([0.0, np.inf])]) == pytest.approx(0.0)  # nothing to hold
 
 
 # Independent implementations ----------------------------------------------------------------------------------------

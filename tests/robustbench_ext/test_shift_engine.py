@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from reports import tables
 from robustbench_ext.conditions import parse_conditions
 from robustbench_ext.data import load_dataset
 from robustbench_ext.data.base import ArraySplit
+from robustbench_ext.data.corruptions.levels import FIFTEEN
 from robustbench_ext.engine import run_suite
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.measure import CORRUPTIONS, DOMAINS
@@ -144,10 +146,35 @@ def test_published_folders_are_conditions(tmp_path, monkeypatch):
         parse_conditions([{"corruption": "cifar10-c:fog"}])
 
 
-def test_all_fifteen_give_the_mean_corruption_error(shifted, tmp_path):
-    _, suite, _ = shifted
+def test_all_fifteen_give_the_mean_corruption_error_and_baselines(shifted, tmp_path):
+    folder, suite, _ = shifted
+    (folder / "other.py").write_text(NET.replace("manual_seed(0)", "manual_seed(1)"))
     few = {**suite, "n": 20, "conditions": [{"corruption": "fifteen"}], "detectors": [], "uq": []}
-    results = run_suite(few, tmp_path).results
-    (error,) = results.find(metric="mean_corruption_error")
-    (mean,) = results.find(metric="mean_accuracy")
-    assert error.value == pytest.approx(1 - mean.value) and not results.find(metric="corruption_mce")
+    few["models"] = [*suite["models"], {"name": "other", "spec": f"{folder / 'other.py'}:build"}]
+    results = run_suite({**few, "baseline": "net"}, tmp_path).results
+    # AlexNet's errors are known for ImageNet-C only; the named baseline's are those of its own cells.
+    assert {row.against for row in results.find(metric="corruption_mce")} == {"net"}
+    for model in ("net", "other"):
+        one = {m: results.find(model=model, metric=m)[0] for m in ("mean_corruption_error", "mean_accuracy")}
+        assert one["mean_corruption_error"].value == pytest.approx(1 - one["mean_accuracy"].value)
+        clean = results.find(model=model, condition="clean", metric="accuracy", group=None)[0].value
+        (drop,) = results.find(model=model, metric="accuracy_drop")
+        assert drop.value == pytest.approx(clean - one["mean_accuracy"].value)
+    (mine,) = results.find(model="net", metric="corruption_mce")
+    assert mine.value == 1.0
+    errors = {
+        m: [
+            sum(
+                1 - results.find(model=m, condition=f"{c} {s}", metric="accuracy", group=None)[0].value
+                for s in range(1, 6)
+            )
+            for c in FIFTEEN
+        ]
+        for m in ("net", "other")
+    }
+    (other,) = results.find(model="other", metric="corruption_mce")
+    assert other.value == pytest.approx(np.mean(np.array(errors["other"]) / errors["net"]))
+    table = tables.corruptions(results)
+    assert [name for name, _ in table.rows if "against net" in name][0] == "all corruptions: mCE against net"
+    with pytest.raises(ConfigError, match="baseline 'nobody'"):
+        run_suite({**few, "baseline": "nobody"}, tmp_path)
