@@ -275,8 +275,8 @@ def _separated(
         Place(out, model, condition, probe).row(metric, estimate, **fields)
     for probe, s in scores.items():
         if len(s.unknown):
-            fpr, tpr = det.roc_curve(s.clean, s.unknown)
-            Place(out, model, condition, probe).curve("roc", {"fpr": rounded(fpr), "tpr": rounded(tpr)})
+            band = zip(("fpr", "tpr", "low", "high"), det.roc_band(s.clean, s.unknown), strict=True)
+            Place(out, model, condition, probe).curve("roc", {name: rounded(values) for name, values in band})
 
 
 def _abstaining(

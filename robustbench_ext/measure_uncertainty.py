@@ -86,8 +86,8 @@ def _worth(place: Place, doubt: np.ndarray, right: np.ndarray) -> None:
     for _, metric, estimate, _ in detection_rows.abstaining({place.probe: doubt}, right):
         place.row(metric, estimate)
     place.row("error_auroc", ranking.error_auroc(doubt, ~right))
-    coverage, risk = selective.risk_coverage(doubt, ~right)
-    place.curve("risk-coverage", {"coverage": rounded(coverage), "risk": rounded(risk)})
+    band = zip(("coverage", "risk", "low", "high"), selective.risk_coverage_band(doubt, ~right), strict=True)
+    place.curve("risk-coverage", {name: rounded(values) for name, values in band})
 
 
 def _sets(place: Place, read: np.ndarray, y: np.ndarray, classes: Sequence[str], alpha: float | None) -> None:

@@ -58,6 +58,7 @@ class Curve(_Part):
         kind: "reliability", "scores", "roc", "robust-accuracy" (against eps, from a minimum-norm attack), "energies"
             (histograms of natural and attacked inputs, marginal and joint), "risk-coverage" (errors among the samples that
             are answered), "coverage" (of intervals, against their nominal coverage), or "intervals" (of some samples).
+            "low" and "high" are a band that holds the whole curve at 95 %; of "intervals" they are these.
     """
 
     kind: Literal[
