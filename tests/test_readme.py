@@ -8,7 +8,7 @@ import yaml
 
 from robustbench_ext.conditions import parse_conditions
 from robustbench_ext.probes import parse_probes
-from robustbench_ext.suite import validate_suite
+from robustbench_ext.suite import load_suite, validate_suite
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -28,6 +28,18 @@ def test_yaml_is_a_valid_suite():
 def test_python_runs(code, capsys):
     exec(compile(code, "README.md", "exec"), {})
     assert "n = " in capsys.readouterr().out
+
+
+def test_models_and_data_in_python(digits_model, digits_test, tmp_path, monkeypatch, capsys):
+    (code,) = [c for c in blocks("python") if "run_suite" in c]
+    monkeypatch.chdir(tmp_path)
+    x, y, _ = digits_test
+    small = code.replace('run_suite("standard",', 'run_suite(load_suite("standard", settings=["n=10"]),')
+    assert small != code
+    scope = {"model": digits_model, "x": x, "y": y, "load_suite": load_suite}
+    exec(compile(small, "README.md", "exec"), scope)
+    assert "robust_accuracy" in capsys.readouterr().out
+    assert not scope["done"].failures
 
 
 def test_commands_exist():
