@@ -25,6 +25,7 @@ from robustbench_ext.models.observe import Observations
 from robustbench_ext.registry import Registry
 
 CLASSIFIER = "classifier"
+RESERVED = (CLASSIFIER, "regressor")  # what the model itself says
 Columns = dict[str, np.ndarray]
 
 
@@ -305,7 +306,12 @@ def parse_probes(
             kind.registry.get(name.partition(":")[0])
             probe = kind(label, name, tuple(sorted(options.items())), only)
             probe.fresh()  # unknown parameters are an error now, not after an hour of attacks
-            if label == CLASSIFIER or any(p.label == label for p in probes):
+            if label in RESERVED or " · " in label:
+                raise ConfigError(
+                    f"{kind.kind} '{label}': results call the models' own outputs {' and '.join(RESERVED)}, and an estimator's "
+                    f"uncertainties 'LABEL · epistemic'. Give it another label."
+                )
+            if any(p.label == label for p in probes):
                 raise ConfigError(f"{kind.kind} '{label}' is listed twice; give one of them a label: of its own")
             probes.append(probe)
     return probes

@@ -134,6 +134,9 @@ def test_the_same_condition_twice_is_an_error():
         (["energi"], "Did you mean 'energy'"),
         ([{"name": "energy", "temprature": 2}], "Did you mean 'temperature'"),
         (["msp", "msp"], "listed twice"),
+        ([{"name": "msp", "label": "classifier"}], "another label"),
+        ([{"name": "msp", "label": "regressor"}], "another label"),
+        ([{"name": "msp", "label": "a · epistemic"}], "another label"),
         ([{"temperature": 2}], "expected a name"),
     ],
 )
