@@ -12,6 +12,8 @@ from robustbench_ext.cli.check import check
 from robustbench_ext.cli.compare import compare
 from robustbench_ext.cli.console import USAGE, complain
 from robustbench_ext.cli.doctor import doctor
+from robustbench_ext.cli.export import export
+from robustbench_ext.cli.leaderboard import leaderboard
 from robustbench_ext.cli.list import list_
 from robustbench_ext.cli.plan import plan
 from robustbench_ext.cli.report import report
@@ -37,6 +39,8 @@ app.command("check")(check)
 app.command("list")(list_)
 app.command("report")(report)
 app.command("compare")(compare)
+app.command("export")(export)
+app.command("leaderboard")(leaderboard)
 app.command("doctor")(doctor)
 
 

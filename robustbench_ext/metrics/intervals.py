@@ -16,6 +16,7 @@ from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
 REPEATS = 1000
 _PATHS = 4000
 _BLOCK = 1 << 22  # weights per block of resamples: 32 MiB
+_KEPT = 1 << 24  # weights of all blocks that are kept for the next metric: 128 MiB
 
 
 def wilson(k: float, n: float, level: float = LEVEL) -> tuple[float, float]:
@@ -108,7 +109,7 @@ def resamples(sizes: tuple[int, ...], repeats: int = REPEATS, seed: int = 0) -> 
     rows = max(1, _BLOCK // max(1, sum(sizes)))
     for block, start in enumerate(range(0, repeats, rows)):
         count = min(rows, repeats - start)
-        make = _cached_weights if count == repeats else _weights
+        make = _cached_weights if repeats * sum(sizes) <= _KEPT else _weights
         yield tuple(make(n, count, hash_seed(seed, block, group)) for group, n in enumerate(sizes))
 
 
