@@ -50,6 +50,10 @@ def reverse_gradient(x: Tensor, weight: float) -> Tensor:
     return reversed_
 
 
+def _several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 class AdvStyleModule(StyleModule):
     """AdvStyle for one layer.
 
@@ -87,8 +91,7 @@ class AdvStyleModule(StyleModule):
         self.first_sigma: Tensor
 
     def _change(self, x: Tensor) -> Tensor:
-        choices = BRANCHES[self.branches]
-        branch = choices[int(torch.randint(len(choices), ()))] if len(choices) > 1 else choices[0]
+        branch = self._branch(x.device)
         if branch == "identity":
             return x
         mu, sigma = style_of(x)
@@ -99,6 +102,17 @@ class AdvStyleModule(StyleModule):
                 x, mu, sigma, mu + noise_mu * batch_deviation(mu), sigma + noise_sigma * batch_deviation(sigma)
             )
         return self.perturbed(x, mu, sigma, noise_mu, noise_sigma)
+
+    def _branch(self, device: torch.device) -> str:
+        """What this call does; the same on all processes, as they start S together and average its gradient."""
+        choices = BRANCHES[self.branches]
+        if len(choices) == 1:
+            return choices[0]
+        drawn = torch.randint(len(choices), ())
+        if _several_processes():
+            drawn = drawn.to(device)
+            torch.distributed.broadcast(drawn, 0)
+        return choices[int(drawn)]
 
     def perturbed(self, x: Tensor, mu: Tensor, sigma: Tensor, noise_mu: Tensor, noise_sigma: Tensor) -> Tensor:
         """The adversarial branch with given noise (B, C, 1, 1)."""
@@ -113,7 +127,7 @@ class AdvStyleModule(StyleModule):
     def _size(self, scale: Tensor, statistic: Tensor) -> Tensor:
         size = reverse_gradient(scale, self.weight)
         if self.form == "direction":
-            size = size / size.norm().clamp_min(1e-12) * batch_deviation(statistic).norm().detach()
+            size = size / size.norm().clamp_min(1e-12) * batch_deviation(statistic).norm()
         return size
 
     @torch.no_grad()
@@ -123,7 +137,7 @@ class AdvStyleModule(StyleModule):
             (self.scale_sigma, self.first_sigma, sigma),
         ):
             start = batch_deviation(statistic)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if _several_processes():
                 torch.distributed.broadcast(start, 0)
             scale.copy_(start)
             first.copy_(start)
@@ -156,6 +170,9 @@ class AdvStyle(StyleDefense):
     inner_lr: float = 0.05
 
     name: ClassVar[str] = "advstyle"
+    version: ClassVar[int] = (
+        2  # 2: the batch's deviation in form "direction" keeps its gradient; the cap holds in inner steps
+    )
     reference: ClassVar[str] = "arXiv 2301.12643"
 
     def __post_init__(self) -> None:
@@ -178,9 +195,7 @@ class AdvStyle(StyleDefense):
         assert isinstance(state, nn.ModuleDict)  # noqa: S101 - the trainer hands over what `state` made
         styles = state["styles"]
         assert isinstance(styles, Styles)  # noqa: S101
-        for module in styles.values():
-            if isinstance(module, AdvStyleModule):
-                module.limit()
+        _limit(styles)
         scales = list(styles.parameters())
         for _ in range(self.inner_steps):
             with worn(model, styles):
@@ -190,9 +205,19 @@ class AdvStyle(StyleDefense):
             with torch.no_grad():
                 for scale, gradient in zip(scales, found, strict=True):
                     if gradient is not None:
+                        if _several_processes():
+                            torch.distributed.all_reduce(gradient)
+                            gradient /= torch.distributed.get_world_size()
                         scale.sub_(self.inner_lr * gradient)
+            _limit(styles)
         with super().perturb(model, batch, state):
             yield
         if self.inner_steps:
             for scale in scales:
                 scale.grad = None
+
+
+def _limit(styles: Styles) -> None:
+    for module in styles.values():
+        if isinstance(module, AdvStyleModule):
+            module.limit()

@@ -10,13 +10,22 @@ from markupsafe import Markup
 from reports.svg import draw
 from reports.tables import Table
 
+WIDEST = 6.5  # inches of a figure beside another
+
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG with the sentence that stands in for it where it cannot be seen."""
+    """An SVG with the sentence that stands in for it where it cannot be seen.
+
+    Attributes:
+        model: the one model that it is about, so that it can be hidden with it; empty for figures of several.
+        wide: it needs a line of the page for itself.
+    """
 
     svg: Markup
     alt: str
+    model: str = ""
+    wide: bool = False
 
 
 @dataclass
@@ -24,6 +33,7 @@ class Section:
     """A section of the report; empty ones are left out.
 
     Attributes:
+        figures: shown; `drawn`: behind a heading each.
         tables: shown, or behind a heading where `folded`; `more`: behind their captions.
     """
 
@@ -31,14 +41,15 @@ class Section:
     title: str
     text: str = ""
     figures: list[Figure] = field(default_factory=list)
+    drawn: list[tuple[str, list[Figure]]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     more: list[Table] = field(default_factory=list)
     folded: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.figures or any(t.rows for t in (*self.tables, *self.more)))
+        return bool(self.figures or self.drawn or any(t.rows for t in (*self.tables, *self.more)))
 
 
-def figure(name: str, alt: str, paint: Any, size: tuple[float, float] = (4.4, 3.1)) -> Figure:
+def figure(name: str, alt: str, paint: Any, size: tuple[float, float] = (4.4, 3.1), model: str = "") -> Figure:
     """A figure for the page; the name is unique in it."""
-    return Figure(Markup(draw(name, paint, size)), alt)
+    return Figure(Markup(draw(name, paint, size)), alt, model, wide=size[0] > WIDEST)

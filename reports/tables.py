@@ -102,13 +102,14 @@ def headline(results: RunResults) -> Table:
     table = Table(
         "One row a model; brackets are 95 % intervals over test samples",
         "model",
-        [_axis_heading(axis, results) for axis in wanted],
+        [axis_heading(axis, results) for axis in wanted],
     )
+    leaders = [best(results, axis) for axis in wanted]
     for model in model_names(results):
         cells = []
-        for axis in wanted:
+        for axis, leader in zip(wanted, leaders, strict=True):
             row = axis.row(results, model)
-            cell = replace(number(row, results), best=best(results, axis) == model)
+            cell = replace(number(row, results), best=leader == model)
             if row is not None and axis.group is ...:
                 about = f"class {row.group}" if "class" in row.metric else row.group
                 cell = replace(cell, note=f"{about}; {cell.note}")
@@ -117,7 +118,7 @@ def headline(results: RunResults) -> Table:
     return table
 
 
-def _axis_heading(axis: Axis, results: RunResults) -> Column:
+def axis_heading(axis: Axis, results: RunResults) -> Column:
     """An axis's title with unit and arrow, and its metric's definition."""
     plain = heading(axis.metric, results)
     unit_and_arrow = plain.title.removeprefix(results.metrics[axis.metric]["title"])

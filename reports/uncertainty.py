@@ -5,41 +5,53 @@ from __future__ import annotations
 from reports import figures, tables
 from reports import uncertainty_tables as made
 from reports.section import Section, figure
+from reports.spotlight import one_by_one, spotlight
 from reports.svg import PALETTE
 from robustbench_ext import axes
 from robustbench_ext.results import Curve, RunResults
 
 MOST_CURVES = 2 * len(PALETTE)  # in one figure: each has a look of its own
-MOST_RELIABLE = 4  # in a reliability diagram, where each has a point and a bar in every bin
+MOST_RELIABLE = 3  # in a reliability diagram, where each has a point and a bar in every bin
 
 
 def curves_of(results: RunResults, **wanted: str) -> list[Curve]:
     """Curves with these field values."""
-    return [c for c in results.curves if all(getattr(c, k) == v for k, v in wanted.items())]
+    found = results.curves
+    for name, value in wanted.items():
+        found = [c for c in found if getattr(c, name) == value]
+    return found
+
+
+def shown_attacks(results: RunResults) -> list[str]:
+    """The attacks that stand for all where there is room for one: at the main threats."""
+    return [str(a["label"]) for t in axes.main_threats(results) if (a := axes.attack_at(results, t))]
 
 
 def calibration(results: RunResults) -> Section:
     """Does 90 % confidence mean 90 % correct?"""
     section = Section(
         "calibration",
-        "Calibration, clean and under attack",
+        "Calibration, clean and shifted",
         "Does 90 % confidence mean 90 % correct? Points below the diagonal are over-confident; bars are 95 % intervals, bin by "
         "bin. The grey band is where 95 % of perfectly calibrated classifiers would have all their bins at once. Estimators "
         "such as temperature scaling are fitted on the clean calibration split, never on test data. Under attack, samples "
         "that are misclassified clean are shown as they are: an attack has nothing to add to them.",
     )
-    attacked = [str(a["label"]) for t in axes.main_threats(results) if (a := axes.attack_at(results, t))]
-    for i, model in enumerate(axes.model_names(results)):
-        for j, condition in enumerate([axes.CLEAN, *attacked]):
+    corrupted = [str(c["label"]) for c in axes.of_kind(results, *axes.SHIFTS)][-1:]
+    for i, model in enumerate(spotlight(results)):
+        for j, condition in enumerate([axes.CLEAN, *corrupted, *shown_attacks(results)]):
             curves = curves_of(results, kind="reliability", model=model, condition=condition)[:MOST_RELIABLE]
             if curves:
                 section.figures.append(
                     figure(
                         f"reliability-{i}-{j}",
                         f"Reliability diagram of {model}, {condition}: accuracy against confidence per bin.",
-                        lambda ax, c=curves, t=f"{model}, {condition}": figures.reliability_diagram(c, t, ax),
+                        lambda ax, c=curves, t=f"{model}: {condition}": figures.reliability_diagram(c, t, ax),
+                        (4.4, 3.5),
+                        model=model,
                     )
                 )
+    section.text += one_by_one(results)
     if len(axes.estimators(results)) >= MOST_RELIABLE:
         section.text += (
             f" The diagrams show the classifier and the first {MOST_RELIABLE - 1} estimators, the tables all."
@@ -81,17 +93,8 @@ def uncertainty(results: RunResults) -> Section:
     names = made.scores(results)
     if not names:
         return section
-    for i, model in enumerate(axes.model_names(results)):
-        clean = curves_of(results, kind="risk-coverage", model=model, condition=axes.CLEAN)
-        clean = [c for c in clean if c.probe in (axes.CLASSIFIER, *names)][:MOST_CURVES]
-        if clean:
-            section.figures.append(
-                figure(
-                    f"risk-{i}",
-                    f"Error rate of {model} against the share of clean samples that are answered, by score.",
-                    lambda ax, c=clean, t=f"{model}: abstaining": figures.risk_coverage(c, t, ax),
-                )
-            )
+    section.text += one_by_one(results)
+    for i, model in enumerate(spotlight(results)):
         outliers = [str(c["label"]) for c in axes.of_kind(results, "outliers")]
         for condition in [*outliers, *made.strongest(results)][:1]:
             curves = [c for c in curves_of(results, kind="roc", model=model, condition=condition) if c.probe in names]
@@ -101,6 +104,7 @@ def uncertainty(results: RunResults) -> Section:
                         f"uncertainty-roc-{i}",
                         f"ROC curves of the uncertainties of {model}, clean against {condition}.",
                         lambda ax, c=curves, t=f"{model}: {condition}": figures.roc(c, t, ax),
+                        model=model,
                     )
                 )
     main, every = made.telling_apart(results)
@@ -108,6 +112,31 @@ def uncertainty(results: RunResults) -> Section:
     everywhere = made.mistakes(results, made.labelled(results))
     section.tables = [t for t in (shown, main) if t.rows]
     section.more = [t for t in (everywhere, every) if t.rows]
+    return section
+
+
+def abstaining(results: RunResults) -> Section:
+    """What is gained by not answering?"""
+    section = Section(
+        "abstaining",
+        "Risk and coverage",
+        "The error rate among the samples that are answered, most confident first, against their share. At 100 % it is the "
+        "error rate; a useful confidence keeps it low far to the right." + one_by_one(results),
+    )
+    names = (axes.CLASSIFIER, *axes.estimators(results), *made.scores(results))
+    for i, model in enumerate(spotlight(results)):
+        clean = curves_of(results, kind="risk-coverage", model=model, condition=axes.CLEAN)
+        clean = [c for c in clean if c.probe in names]
+        if clean:
+            section.figures.append(
+                figure(
+                    f"risk-{i}",
+                    f"Error rate of {model} against the share of clean samples that are answered, by score.",
+                    lambda ax, c=clean, t=f"{model}: errors among the answered": figures.risk_coverage(c, t, ax),
+                    (4.4, 3.6),
+                    model=model,
+                )
+            )
     return section
 
 
@@ -141,7 +170,8 @@ def intervals(results: RunResults) -> Section:
     if not shown.rows:
         return section
     one_number = results.data.get("shape") == [1]
-    for i, model in enumerate(axes.model_names(results)):
+    section.text += one_by_one(results)
+    for i, model in enumerate(spotlight(results)):
         clean = {"model": model, "condition": axes.CLEAN}
         curves = curves_of(results, kind="coverage", **clean)[:MOST_CURVES]
         drawn = curves_of(results, kind="intervals", **clean)
@@ -151,7 +181,8 @@ def intervals(results: RunResults) -> Section:
                     f"coverage-{i}",
                     f"Coverage of the intervals of {model} minus their nominal coverage; the numbers are in the tables below.",
                     lambda ax, c=curves, t=f"{model}: coverage, clean": figures.coverage_gap(c, t, ax),
-                    (4.4, 3.3),
+                    (4.4, 2.8 + 0.09 * min(len(drawn or curves), MOST_CURVES)),
+                    model,
                 )
             )
         if drawn and one_number:
@@ -160,7 +191,8 @@ def intervals(results: RunResults) -> Section:
                     f"intervals-{i}",
                     f"{at} intervals of {model} by {drawn[0].probe} against the input.",
                     lambda ax, c=drawn[0], t=f"{model}: {at} intervals, {drawn[0].probe}": figures.intervals(c, t, ax),
-                    (4.4, 3.3),
+                    (4.4, 2.8 + 0.09 * min(len(drawn or curves), MOST_CURVES)),
+                    model,
                 )
             )
         elif drawn:
@@ -171,7 +203,8 @@ def intervals(results: RunResults) -> Section:
                     lambda ax, c=drawn[:MOST_CURVES], t=f"{model}: width of {at} intervals": figures.sharpness(
                         c, t, ax
                     ),
-                    (4.4, 3.3),
+                    (4.4, 2.8 + 0.09 * min(len(drawn or curves), MOST_CURVES)),
+                    model,
                 )
             )
     section.tables = [shown, *made.intervals_shifted(results)]

@@ -205,11 +205,12 @@ def headline(results: RunResults) -> Table:
     caption = f"One row a model{_target(results)}{intervals_of}; brackets are 95 % intervals over test samples"
     heads = [_heading(axis.metric, axis.group, results, f"{axis.condition} ") for axis in wanted]
     table = Table(caption, "model", heads)
+    leaders = [best(results, axis) for axis in wanted]
     for model in model_names(results):
         cells = []
-        for axis in wanted:
+        for axis, leader in zip(wanted, leaders, strict=True):
             probe = axis.probe_of(model)
-            cell = replace(number(axis.row(results, model), results), best=best(results, axis) == model)
+            cell = replace(number(axis.row(results, model), results), best=leader == model)
             cells.append(replace(cell, note=f"{probe}; {cell.note}") if axis.probes and probe else cell)
         table.rows.append((model, cells))
     return table

@@ -1,24 +1,43 @@
-"""Conformance: what every attack and every detector must keep, as checks that third parties can run on their own.
+"""Conformance: what every attack and every detector must keep, for packages of your own, too.
 
-    from robustbench_ext.testing import check_attack, check_detector
+As ready-made tests, one for each norm and each way to use the attack:
+
+    from robustbench_ext.testing import attack_tests, detector_tests
+
+    test_my_attack = attack_tests(MyAttack, steps=10)
+    test_my_detector = detector_tests(MyDetector, k=5)
+
+or as classes, where something is to be added or left out:
+
+    class TestMyAttack(AttackConformance):
+        make = MyAttack
+        parameters = {"steps": 10}
+
+or as plain checks:
 
     def test_my_attack():
         check_attack(MyAttack(eps=0.1))
 
-A broken promise is an AssertionError with a sentence that says which one.
+They run on a small fixed network and 48 inputs and take about a second. A broken promise is an AssertionError with a sentence
+that says which one.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from detectors.base import Detector
 from robustbench_ext.attacks.base import Attack
 from robustbench_ext.attacks.threat import TOLERANCE, flat_norm
 from robustbench_ext.randomness import SampleRandom
+
+if TYPE_CHECKING:
+    from detectors.base import Detector
 
 SAMPLES, CLASSES = 48, 5
 
@@ -141,3 +160,161 @@ def check_detector(detector: Detector) -> None:
     _expect(unchanged, "parameters and batch-norm statistics must not change")
     rows = torch.cat([detector.score(x[i : i + 1]) for i in range(SAMPLES)])
     _expect(torch.allclose(rows, scores, rtol=1e-3, atol=1e-5), "a sample's score must not depend on its batch")
+
+
+# Ready-made tests ----------------------------------------------------------------------------------------------------
+
+BUDGETS: Mapping[str, float] = {"Linf": 0.1, "L2": 0.6}  # that break some and not all of the inputs of `example`
+
+
+def attack_cases(make: Callable[..., Attack], budgets: Mapping[str, float], **parameters: Any) -> list[tuple[str, str]]:
+    """(norm, case) of every way to use an attack: the norms that it knows, and what it says that it can do."""
+    norms = [norm for norm in getattr(make, "norms", tuple(budgets)) if norm in budgets]
+    cases = []
+    for norm in norms:
+        attack = make(norm=norm, eps=budgets[norm], **parameters)
+        cases += [(norm, "conforms"), (norm, "to the end"), (norm, "specification")]
+        if attack.keep == "norm":
+            cases.append((norm, "without a budget"))
+        if "target" in {f.name for f in fields(attack)}:
+            cases.append((norm, "targeted"))
+    return cases
+
+
+def check_attack_case(
+    make: Callable[..., Attack], norm: str, case: str, eps: float, flips: int = 1, **more: Any
+) -> None:
+    """Check one case of `attack_cases`.
+
+    Raises:
+        AssertionError: a promise is broken.
+    """
+    if case == "specification":
+        check_specification(make(norm=norm, eps=eps, **more), make(norm=norm, eps=eps / 2, **more))
+    elif case == "to the end":
+        check_attack(make(norm=norm, eps=eps, **{**more, "stop": "never"}), flips)
+    elif case == "without a budget":
+        check_attack(make(norm=norm, eps=float("inf"), **more), flips)
+    elif case == "targeted":
+        check_attack(make(norm=norm, eps=eps, **{**more, "target": "random"}), flips)
+    else:
+        check_attack(make(norm=norm, eps=eps, **more), flips)
+
+
+def check_specification(one: Any, other: Any) -> None:
+    """What results are kept under: the specifications of two methods with different parameters.
+
+    Raises:
+        AssertionError: they are no JSON, are the same, or lack the version.
+    """
+    texts = []
+    for method in (one, other):
+        try:
+            texts.append(json.dumps(method.spec(), sort_keys=True, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise AssertionError(f"spec() must hold JSON-like values alone: {error}") from None
+        _expect("version" in method.spec(), "spec() must hold the version, which is raised when results change")
+    _expect(
+        texts[0] != texts[1], "other parameters must give another spec(), or results would be taken for each other's"
+    )
+
+
+def attack_tests(
+    make: Callable[..., Attack], *, budgets: Mapping[str, float] = BUDGETS, flips: int = 1, **parameters: Any
+) -> Callable[[str, str], None]:
+    """A parametrised test of an attack: `test_my_attack = attack_tests(MyAttack, steps=10)`.
+
+    Args:
+        make: the class, or a function of norm, eps and further parameters.
+        budgets: eps by norm; norms that are not in it are left out. They should break some of the inputs.
+        flips: verdicts that may differ between batch sizes by rounding.
+        parameters: of the attack; few steps will do.
+    """
+    import pytest
+
+    cases = attack_cases(make, budgets, **parameters)
+    if not cases:
+        raise ValueError(f"attack_tests: none of the norms {', '.join(budgets)} is one of the attack's; give budgets=")
+
+    @pytest.mark.parametrize(("norm", "case"), cases)
+    def test(norm: str, case: str) -> None:
+        __tracebackhide__ = True
+        check_attack_case(make, norm, case, budgets[norm], flips, **parameters)
+
+    found: Callable[[str, str], None] = test
+    return found
+
+
+def check_detector_case(make: Callable[..., Detector], case: str, **parameters: Any) -> None:
+    """Check a detector: "conforms", "order" (scores follow their inputs, and fitting again gives the same), "specification".
+
+    Raises:
+        AssertionError: a promise is broken.
+    """
+    if case == "conforms":
+        check_detector(make(**parameters))
+        return
+    model, x, y, _ = example()
+    first, again = make(**parameters).fit(model, x, y), make(**parameters).fit(model, x, y)
+    if case == "specification":
+        try:
+            json.dumps(first.spec(), sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise AssertionError(f"parameters() must hold JSON-like values alone: {error}") from None
+        _expect(
+            first.spec() == again.spec(), "fitting must not change spec(): it says what the scores depend on beforehand"
+        )
+        missing = [name for name in parameters if name not in first.spec()]
+        _expect(not missing, f"parameters() must say what the constructor was given; {', '.join(missing)} is not in it")
+        return
+    scores = first.score(x)
+    _expect(torch.equal(scores, again.score(x)), "fitting twice on the same data must give the same scores")
+    order = torch.arange(SAMPLES - 1, -1, -1)
+    turned = first.score(x[order])
+    _expect(torch.allclose(turned, scores[order], rtol=1e-3, atol=1e-5), "scores must follow the order of their inputs")
+
+
+DETECTOR_CASES = ("conforms", "order", "specification")
+
+
+def detector_tests(make: Callable[..., Detector], **parameters: Any) -> Callable[[str], None]:
+    """A parametrised test of a detector: `test_my_detector = detector_tests(MyDetector, k=5)`."""
+    import pytest
+
+    @pytest.mark.parametrize("case", DETECTOR_CASES)
+    def test(case: str) -> None:
+        __tracebackhide__ = True
+        check_detector_case(make, case, **parameters)
+
+    found: Callable[[str], None] = test
+    return found
+
+
+class AttackConformance:
+    """Tests of an attack as a base class: name yours `Test...`, set `make`, and perhaps `parameters`, `budgets`, `flips`."""
+
+    make: ClassVar[Any]
+    parameters: ClassVar[Mapping[str, Any]] = {}
+    budgets: ClassVar[Mapping[str, float]] = BUDGETS
+    flips: ClassVar[int] = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "make" in vars(cls):
+            cls.test_attack = staticmethod(  # type: ignore[attr-defined]
+                attack_tests(vars(cls)["make"], budgets=cls.budgets, flips=cls.flips, **cls.parameters)
+            )
+
+
+class DetectorConformance:
+    """Tests of a detector as a base class: name yours `Test...`, set `make`, and perhaps `parameters`."""
+
+    make: ClassVar[Any]
+    parameters: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "make" in vars(cls):
+            cls.test_detector = staticmethod(  # type: ignore[attr-defined]
+                detector_tests(vars(cls)["make"], **cls.parameters)
+            )

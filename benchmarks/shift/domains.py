@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from defenses.trainer import Architecture, Recipe, train
+from defenses.trainer import CHECKPOINT_FILE, Architecture, Recipe, train
 from robustbench_ext.attacks.base import build
 from robustbench_ext.catalog import DEFENSES
 from robustbench_ext.data import Dataset, load_dataset
@@ -50,6 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "advstyle, weight 1": {"name": "advstyle", "weight": 1.0},
 }
 MAIN = ("erm", "mixstyle", "dsu", "advstyle")
+SIZES = "intensities.pt"  # beside an AdvStyle model: what its modules had learnt when it was chosen
 PROTOCOLS = ("leave-one-out", "single-source")
 
 
@@ -83,13 +84,37 @@ def cut(data: Dataset, n: int) -> Dataset:
     return replace(data, splits={**data.splits, "train": data["train"].take(n)})
 
 
+def keep_intensities(folder: Path, epoch: int) -> None:
+    """If an epoch is the best so far, write what AdvStyle has learnt by then beside its model; nothing for other methods.
+
+    (1, C, 1, 1) by "PLACE mu" and "PLACE sigma", and what they started from by "PLACE first mu" and so on. From the checkpoint
+    that every epoch ends with.
+    """
+    content = torch.load(folder / CHECKPOINT_FILE, weights_only=True)
+    found = {}
+    for key, value in content["state"].items():
+        place, _, what = key.removeprefix("styles.").rpartition(".")
+        if what in ("scale_mu", "scale_sigma", "first_mu", "first_sigma"):
+            found[f"{place} {what.removeprefix('scale_').replace('_', ' ')}"] = value
+    if found and content["progress"]["best_epoch"] == epoch:
+        torch.save(found, folder / SIZES)
+
+
 def run(job: Job, n: int, epochs: int, network: str, folder: Path) -> dict[str, Any]:
     data = cut(load_dataset(job.data), n)
     options = dict(METHODS[job.method])
     defense = build(DEFENSES.load(options.pop("name")), job.method, options)
     recipe = Recipe(epochs=epochs, lr=0.05, validation_n=None, energy_n=0)
     name = f"{job.protocol}-{job.domain}-{job.method}-{job.seed}-{network}".replace(" ", "_").replace(",", "")
-    train(defense, Architecture(network, data.shape, 10), data, recipe, folder / name, job.seed)
+    train(
+        defense,
+        Architecture(network, data.shape, 10),
+        data,
+        recipe,
+        folder / name,
+        job.seed,
+        on_epoch=lambda row: keep_intensities(folder / name, row["epoch"]),
+    )
     model = load_model(str(folder / name)).module
     found = {}
     for domain in DOMAINS:

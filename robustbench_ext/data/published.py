@@ -4,9 +4,11 @@ Hendrycks, Dietterich: *Benchmarking neural network robustness to common corrupt
 arXiv 1903.12261. Folders as published, in $RBX_DATA (default `./data`) or given:
 
     CIFAR-10-C/NAME.npy       uint8 (50000, 32, 32, 3): severity s is rows 10000 (s - 1) to 10000 s, ordered as the test set
-    CIFAR-10-C/labels.npy     (50000,)
-    ImageNet-C/NAME/SEVERITY/WNID/*.JPEG
+    CIFAR-10-C/labels.npy     uint8 (50000,): the test set's labels, five times
+    ImageNet-C/NAME/SEVERITY/WNID/*.JPEG      224x224, RGB; or ImageNet-C/ARCHIVE/NAME/..., such as noise/gaussian_noise
 
+This is what the authors' scripts write (github.com/hendrycks/robustness, ImageNet-C/create_c: make_cifar_c.py,
+make_imagenet_c.py). ImageNet-C's labels are the places of the 1,000 WordNet ids in their sorted order, as in torchvision.
 Published names have underscores (gaussian_noise), the package's have hyphens; either is taken.
 """
 
@@ -23,7 +25,8 @@ from torch import Tensor
 
 from robustbench_ext.data.base import Split
 from robustbench_ext.data.corruptions.levels import TABLE
-from robustbench_ext.data.files import _IMAGE_SUFFIXES, FolderSplit, _ordered
+from robustbench_ext.data.domains import RGBFolder
+from robustbench_ext.data.files import _IMAGE_SUFFIXES, _ordered
 from robustbench_ext.errors import ConfigError, DataError, unknown_name
 from robustbench_ext.fingerprint import hash_strings
 
@@ -34,6 +37,7 @@ _CIFAR = {
     "CIFAR10": ("CIFAR-10-C", "doi.org/10.5281/zenodo.2535967"),
     "CIFAR100": ("CIFAR-100-C", "doi.org/10.5281/zenodo.3555552"),
 }
+IMAGENET_CLASSES, IMAGENET_SIDE = 1000, 224
 _IMAGENET = ("ImageNet-C", "doi.org/10.5281/zenodo.2235448")
 
 
@@ -73,6 +77,8 @@ def cifar_c(split: Split, corruption: str, severity: int, root: str | Path | Non
     if images.dtype != np.uint8:
         raise DataError(f"{folder / name}.npy: dtype {images.dtype}, expected uint8 as published")
     rows = (severity - 1) * CIFAR_TEST + index
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{folder / 'labels.npy'}: dtype {labels.dtype}, expected integers as published")
     wrong = np.flatnonzero(np.asarray(labels[rows]) != split.labels)
     if wrong.size:
         first = int(wrong[0])
@@ -105,6 +111,20 @@ class CifarC(Split):
         return self._fingerprint
 
 
+class ImageNetC(RGBFolder):
+    """Images as the authors read them: RGB, and of the published size (errors relative to AlexNet's hold for no other)."""
+
+    def _read(self, file: Path) -> Tensor:
+        self._shape = None  # not as the first image is, but as all are published
+        image = super()._read(file)
+        if image.shape[1:] != (IMAGENET_SIDE, IMAGENET_SIDE):
+            raise DataError(
+                f"{file}: {image.shape[2]} x {image.shape[1]} pixels, expected {IMAGENET_SIDE} x {IMAGENET_SIDE} as in "
+                f"ImageNet-C. Is it Tiny ImageNet-C, or the version for Inception?"
+            )
+        return image
+
+
 def imagenet_c(
     corruption: str, severity: int, root: str | Path | None = None, classes: tuple[str, ...] | None = None
 ) -> Split:
@@ -113,34 +133,61 @@ def imagenet_c(
     An id is WNID/FILE, the same under every corruption, and so is the order: verdicts can be paired.
 
     Args:
-        root: the folder that holds the corruptions' folders; by default $RBX_DATA/ImageNet-C.
-        classes: the WordNet ids in the order of the model's logits; by default those found, sorted, which is torchvision's
-            order if all 1,000 are there.
+        root: the folder that holds the corruptions' folders, or those of the archives; by default $RBX_DATA/ImageNet-C.
+        classes: the WordNet ids in the order of the model's logits; by default all 1,000, sorted, which is torchvision's order.
 
     Returns:
         float32 images (N, 3, 224, 224), read when they are asked for.
 
     Raises:
         ConfigError: no such corruption or severity.
-        DataError: a folder is missing or empty, or not among the classes.
+        DataError: a folder is missing, empty, or not among the classes; and, when it is read, an image of another size.
     """
     name = published_name(corruption)
     _check_severity(severity)
-    base = _folder(root, *_IMAGENET, "CORRUPTION/SEVERITY/WNID/*.JPEG") / name / str(severity)
-    if not base.is_dir():
-        raise DataError(f"{base}: there is no such folder. Unpack the published archives there ({_IMAGENET[1]})")
+    home = _folder(root, *_IMAGENET, "CORRUPTION/SEVERITY/WNID/*.JPEG")
+    base = _place(home, name, severity)
     found = sorted(child.name for child in base.iterdir() if child.is_dir())
+    if classes is None and len(found) != IMAGENET_CLASSES:
+        raise DataError(
+            f"{base}: {len(found)} folders of classes, expected {IMAGENET_CLASSES}: their numbers would be others than the "
+            f"model's. Unpack the whole archive, or give the classes of the model"
+        )
     known = found if classes is None else list(classes)
     if foreign := sorted(set(found) - set(known)):
-        raise DataError(f"{base}: folders {', '.join(foreign[:5])} are not among the {len(known)} classes given")
+        raise DataError(
+            f"{base}: folders {', '.join(foreign[:5])} are not among the {len(known)} classes given ({', '.join(known[:3])}, "
+            f"...). Classes go by their WordNet ids, such as n01440764: take folder:PATH of ImageNet's validation images, "
+            f"PATH/test/WNID/*.JPEG, as data"
+        )
+    if missing := [wnid for wnid in known if wnid not in set(found)]:
+        raise DataError(
+            f"{base}: there is no folder for {len(missing)} of {len(known)} classes, {', '.join(missing[:5])} for one. "
+            f"Is the archive unpacked to its end?"
+        )
     files, labels = [], []
+    number = {wnid: k for k, wnid in enumerate(known)}
     for wnid in found:
         images = sorted(f for f in (base / wnid).iterdir() if f.suffix.lower() in _IMAGE_SUFFIXES)
+        if not images:
+            raise DataError(f"{base / wnid}: there are no images; expected {base / wnid}/*.JPEG")
         files += images
-        labels += [known.index(wnid)] * len(images)
-    if not files:
-        raise DataError(f"{base}: there are no images; expected {base}/WNID/*.JPEG")
-    return _ordered(FolderSplit(base, files, np.array(labels, dtype=np.int64)))
+        labels += [number[wnid]] * len(images)
+    return _ordered(ImageNetC(base, files, np.array(labels, dtype=np.int64), side=None))
+
+
+def _place(home: Path, name: str, severity: int) -> Path:
+    """HOME/NAME/SEVERITY, or HOME/ARCHIVE/NAME/SEVERITY where the archives were unpacked into folders of their own."""
+    places = [p for p in (home / name / str(severity), *sorted(home.glob(f"*/{name}/{severity}"))) if p.is_dir()]
+    if not places:
+        raise DataError(
+            f"{home / name / str(severity)}: there is no such folder. Unpack the published archives there ({_IMAGENET[1]})"
+        )
+    if len(places) > 1:
+        raise DataError(
+            f"{home}: {name} at severity {severity} is there twice, {places[0]} and {places[1]}; remove one"
+        )
+    return places[0]
 
 
 def _check_severity(severity: int) -> None:
@@ -185,6 +232,8 @@ def _array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
         array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise DataError(f"{file}: cannot be read as an array ({error}). Is the download complete?") from error
+    if not isinstance(array, np.ndarray):  # np.load opens archives of several arrays by the same name
+        raise DataError(f"{file}: an archive of arrays, expected one array as published")
     expected = (len(SEVERITIES) * CIFAR_TEST, *shape)
     if array.shape != expected:
         raise DataError(

@@ -1,5 +1,9 @@
 """Style augmentation: what each method does to statistics and gradients, and that nothing happens in evaluation mode."""
 
+import os
+import socket
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -16,6 +20,7 @@ from defenses import (
     MixStyle,
     MixStyleModule,
     PAdaINModule,
+    advstyle,
     place_style,
 )
 from defenses.advstyle import reverse_gradient
@@ -199,7 +204,7 @@ def test_branches_are_drawn_evenly():
     torch.manual_seed(1)
     counts = {"identity": 0, "adversarial": 0, "batch": 0}
     for _ in range(3000):
-        moved = float((module(x) - x).abs().max())
+        moved = float((module(x).detach() - x).abs().max())
         counts["identity" if moved == 0 else "adversarial" if moved > 20 else "batch"] += 1
     # Binomial: 1000 +- 26; five of those.
     assert all(abs(n - 1000) < 130 for n in counts.values()), counts
@@ -219,6 +224,35 @@ def test_a_cap_and_a_direction_bound_the_intensity():
         direction.scale_mu.mul_(1000)
         direction.scale_sigma.mul_(1000)
     assert torch.allclose(one, direction.perturbed(x, mu, sigma, noise_mu, noise_sigma), rtol=1e-4, atol=1e-5)
+
+
+def test_a_direction_takes_its_length_from_the_batch_with_gradient():
+    x = maps(b=6, c=4).double().float().requires_grad_()
+    module = started(x.detach(), form="direction", weight=1.0)
+    with torch.no_grad():  # another direction than the batch's own
+        module.scale_mu.copy_(torch.tensor([1.0, -2.0, 0.5, 3.0]).reshape(1, 4, 1, 1))
+    target = torch.randn(6, 4, 6, 7, generator=torch.Generator().manual_seed(5))
+    mu, sigma = style_of(x)
+    noise_mu, noise_sigma = noise(x)
+    out = module.perturbed(x, mu, sigma, noise_mu, noise_sigma)
+    found = torch.autograd.grad((out * target).sum(), [x, module.scale_mu, module.scale_sigma])
+    # The same, written out: S / |S| times |deviation of the batch|, nothing detached, nothing reversed.
+    y = x.detach().clone().requires_grad_()
+    directions = [
+        module.scale_mu.detach().clone().requires_grad_(),
+        module.scale_sigma.detach().clone().requires_grad_(),
+    ]
+    m, s = y.mean((2, 3), keepdim=True), (y.var((2, 3), keepdim=True) + EPS).sqrt()
+    sizes = [
+        d / (d**2).sum().sqrt() * (statistic.var(0) + EPS).sum().sqrt()
+        for d, statistic in zip(directions, (m, s), strict=True)
+    ]
+    plain = (s + noise_sigma * sizes[1]) * (y - m) / s + m + noise_mu * sizes[0]
+    expected = torch.autograd.grad((plain * target).sum(), [y, *directions])
+    for ours, theirs, sign in zip(found, expected, (1, -1, -1), strict=True):
+        assert float(theirs.abs().max()) > 1e-2
+        # float32: sums of up to 42 products of numbers up to 10.
+        assert torch.allclose(ours, sign * theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_mixstyle_and_padain_at_their_ends():
@@ -288,6 +322,88 @@ def test_the_alternating_trainer_leaves_gradients_alone(digits):
         defense.loss(model, batch, state).value.backward()
     assert all(p.grad is not None for p in model.parameters())
     assert all(p.grad is None for p in state["styles"].parameters())
+
+
+def test_the_cap_holds_when_the_network_steps(digits):
+    torch.manual_seed(0)
+    model = small_cnn(1, 10, 8).train()
+    defense = AdvStyle(branches="always", inner_steps=3, inner_lr=1e6, weight=1.0, cap=1.5, layers=("bn1",))
+    state = defense.state(model, Task(np.full(10, 10), (1, 8, 8), 1))
+    x, y = digits["train"].images(slice(0, 32)), torch.from_numpy(digits["train"].labels[:32])
+    batch = Batch(x, y, x)
+    with defense.perturb(model, batch, state):
+        module = state["styles"]["bn1"]
+        for scale, first in ((module.scale_mu, module.first_mu), (module.scale_sigma, module.first_sigma)):
+            # Steps as large as these bring every channel that gets a gradient to the cap.
+            assert float((scale.detach().abs() / first).max()) == pytest.approx(1.5)
+
+
+PROCESSES = """
+import os, sys
+import numpy as np
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from defenses import AdvStyle
+from defenses.runtime import Runtime
+from defenses.trainer import Architecture, Recipe, _Training
+from robustbench_ext.data import load_dataset
+
+data = load_dataset("digits@step:5")
+recipe = Recipe(epochs=1, batch_size=20, lr=0.05)
+out = []
+for options in ({"branches": "published"}, {"branches": "always", "inner_steps": 2}):
+    defense, network = AdvStyle(weight=1.0, **options), Architecture("small-cnn", data.shape, 10)
+    run = _Training(defense, network, data, recipe, 0, Runtime("cpu"), "key", Path(sys.argv[1]), 60.0)
+    run.model.train()
+    for step, dice in zip(range(8), run._dice(0)):
+        run.step(np.arange(20 * step, 20 * (step + 1)), dice)
+    out.append(torch.cat([p.detach().flatten() for p in run.state.parameters()]))
+    run.runtime.close()
+torch.save(torch.stack(out), sys.argv[1] + os.environ["RANK"])
+"""
+
+
+def test_every_process_takes_the_branch_that_the_first_one_drew(monkeypatch):
+    """A process that went another way would not join the others in starting S, or in averaging its gradient."""
+    sent = []
+
+    def broadcast(drawn, source):
+        sent.append(source)
+        drawn.fill_(0)  # the first process drew "identity"
+
+    monkeypatch.setattr(advstyle, "_several_processes", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    x, module = maps(), AdvStyleModule(5).train()
+    torch.manual_seed(0)
+    assert all(torch.equal(module(x), x) for _ in range(20)) and sent == [0] * 20
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_intensities(tmp_path):
+    """They start S on the same batch's statistics, draw the same branches, and step by the mean gradient."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESSES, str(tmp_path / "intensities")],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        for job in jobs:
+            _, errors = job.communicate(timeout=120)  # where they wait for each other, for ever
+            assert job.returncode == 0, errors[-3000:]
+    finally:
+        for job in jobs:
+            job.kill()
+    one, other = (torch.load(tmp_path / f"intensities{rank}", weights_only=True) for rank in (0, 1))
+    assert torch.equal(one, other) and float(one.std()) > 0
 
 
 def test_bad_options_are_errors():

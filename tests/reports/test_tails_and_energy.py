@@ -6,8 +6,10 @@ import matplotlib
 import pytest
 
 from reports import figures, tables
-from reports.html import ENERGY_FIGURES, _energy, render_html
+from reports.detection import energy
+from reports.html import render_html
 from reports.markdown import render_markdown
+from reports.spotlight import MOST
 from robustbench_ext.results import RunResults
 
 matplotlib.use("Agg")
@@ -65,7 +67,7 @@ def test_sections_appear_with_their_numbers_and_go_without(light):
     assert "## Energy" not in markdown
     clean_only = without(light, ENERGIES - {"energy_marginal", "energy_joint"}, {"energies"})
     assert tables.energies(clean_only) is None
-    assert not _energy(clean_only)
+    assert not energy(clean_only)
     assert tables.tails(without(light, TAILS)) is None
     assert "## Classes" not in render_markdown(without(light, TAILS))
 
@@ -138,7 +140,7 @@ def test_energy_figures_show_the_main_attack(results):
         "attacked, E(x)",
         "attacked, E(x, y)",
     ]
-    shown = [figure.svg for figure in _energy(results).figures]
+    shown = [figure.svg for figure in energy(results).figures]
     assert len(shown) == 2
     assert "standard: pgd Linf 0.1" in shown[0]
     assert "trades: pgd Linf 0.1" in shown[1]
@@ -161,8 +163,8 @@ def test_twenty_models_still_make_a_small_section(results):
             "conditions": [c for c in results.conditions if c["kind"] in ("clean", "attack")],
         }
     )
-    section = _energy(crowd)
-    assert len(section.figures) == ENERGY_FIGURES
-    assert f"the first {ENERGY_FIGURES} models" in section.text
+    section = energy(crowd)
+    assert len(section.figures) == MOST
+    assert f"drawn for {MOST} of 20" in section.text
     assert len(section.tables[0].rows) == 20 * 4
     assert sum(len(f.svg) for f in section.figures) < 400_000

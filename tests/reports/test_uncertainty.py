@@ -239,7 +239,7 @@ class TestRegression:
 class TestClassification:
     def test_sections_appear_where_there_is_something_to_say(self):
         html = render_html(classification(), None, [])
-        for title in ("Calibration, clean and under attack", "Prediction sets", "Uncertainty"):
+        for title in ("Calibration, clean and shifted", "Prediction sets", "Uncertainty"):
             assert f"<h2>{title}</h2>" in html
         rectangular(render_markdown(classification()))
 

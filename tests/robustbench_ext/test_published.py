@@ -90,6 +90,15 @@ def test_wrong_samples_and_wrong_files_are_errors(folder):
     (folder / "frost.npy").write_bytes(b"cut off")
     with pytest.raises(DataError, match="cannot be read"):
         cifar_c(samples([1]), "frost", 1)
+    whole = (folder / "gaussian_noise.npy").read_bytes()
+    for end in (0, 100, len(whole) - 1):  # a download that broke off: nothing, within the header, within the pixels
+        (folder / "frost.npy").write_bytes(whole[:end])
+        with pytest.raises(DataError, match=r"frost.npy: cannot be read.*complete"):
+            cifar_c(samples([1]), "frost", 1)
+    with (folder / "frost.npy").open("wb") as file:
+        np.savez(file, x=np.zeros(3))
+    with pytest.raises(DataError, match="archive of arrays"):
+        cifar_c(samples([1]), "frost", 1)
 
 
 def test_labels_are_checked(folder):
@@ -101,34 +110,86 @@ def test_labels_are_checked(folder):
         cifar_c(samples([3, 4]), "gaussian-noise", 3)
 
 
+def test_labels_of_one_severity_or_of_another_kind_are_errors(folder):
+    whole = np.load(folder / "labels.npy")
+    np.save(folder / "labels.npy", whole.astype(np.uint8))  # as the authors' script writes them
+    assert len(cifar_c(samples([3, 4]), "gaussian-noise", 5)) == 2
+    np.save(folder / "labels.npy", whole[:N])
+    with pytest.raises(DataError, match=r"labels.npy: shape \(12,\), expected \(60,\)"):
+        cifar_c(samples([3, 4]), "gaussian-noise", 5)
+    np.save(folder / "labels.npy", whole.astype(np.float64))
+    with pytest.raises(DataError, match="dtype float64, expected integers"):
+        cifar_c(samples([3, 4]), "gaussian-noise", 5)
+
+
 def test_names_are_mapped():
     assert published_name("jpeg-compression") == published_name("jpeg_compression") == "jpeg_compression"
 
 
-def test_imagenet_c_is_a_balanced_split(tmp_path):
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch):
+    """Three classes of four 16x16 images: red says which class, green which severity."""
+    monkeypatch.setattr(published, "IMAGENET_CLASSES", 3)
+    monkeypatch.setattr(published, "IMAGENET_SIDE", 16)
     for severity in (2, 3):
         for k, wnid in enumerate(("n02", "n01", "n03")):
             place = tmp_path / "motion_blur" / str(severity) / wnid
             place.mkdir(parents=True)
             for i in range(4):
                 Image.new("RGB", (16, 16), (60 * k, 40 * severity, 0)).save(place / f"val_{i}.JPEG", quality=100)
-    split = imagenet_c("motion-blur", 2, tmp_path)
+    return tmp_path
+
+
+def test_imagenet_c_is_a_balanced_split(imagenet):
+    split = imagenet_c("motion-blur", 2, imagenet)
     assert len(split) == 12 and set(split.ids[:3].tolist()) < {
         f"n0{k}/val_{i}.JPEG" for k in (1, 2, 3) for i in range(4)
     }
     assert sorted(split.labels[:3]) == sorted(split.labels[3:6]) == [0, 1, 2]
-    other = imagenet_c("motion_blur", 3, tmp_path)
+    other = imagenet_c("motion_blur", 3, imagenet)
     assert other.ids.tolist() == split.ids.tolist() and other.fingerprint() != split.fingerprint()
     x = split.images(slice(None))
     # n01 is label 0 and red 60; one step of JPEG.
     assert x.shape == (12, 3, 16, 16)
     assert np.abs(x[:, 0, 8, 8].numpy()[split.labels == 0] - 60 / 255).max() < 3 / 255
-    turned = imagenet_c("motion-blur", 2, tmp_path, classes=("n03", "n02", "n01"))
+    turned = imagenet_c("motion-blur", 2, imagenet, classes=("n03", "n02", "n01"))
     place = dict(zip(turned.ids.tolist(), turned.labels.tolist(), strict=True))
     assert place["n03/val_0.JPEG"] == 0 and place["n01/val_0.JPEG"] == 2
-    with pytest.raises(DataError, match="n03 are not among"):
-        imagenet_c("motion-blur", 2, tmp_path, classes=("n01", "n02"))
-    with pytest.raises(DataError, match=r"motion_blur.4: there is no such folder"):
-        imagenet_c("motion-blur", 4, tmp_path)
+    (imagenet / "blur").mkdir()
+    (imagenet / "motion_blur").rename(imagenet / "blur" / "motion_blur")  # an archive in a folder of its own
+    again = imagenet_c("motion-blur", 2, imagenet)
+    assert again.ids.tolist() == split.ids.tolist() and again.fingerprint() == split.fingerprint()
+
+
+def test_imagenet_c_reads_grey_files_as_rgb(imagenet):
+    Image.new("L", (16, 16), 51).save(imagenet / "motion_blur" / "2" / "n01" / "val_0.JPEG", quality=100)
+    split = imagenet_c("motion-blur", 2, imagenet)
+    x = split.images(slice(None))[split.ids.tolist().index("n01/val_0.JPEG")]
+    assert x.shape == (3, 16, 16) and float((x - 0.2).abs().max()) < 3 / 255
+
+
+def test_what_is_wrong_with_a_copy_of_imagenet_c_is_said(imagenet):
+    with pytest.raises(DataError, match="n03 are not among the 2 classes.*WordNet ids"):
+        imagenet_c("motion-blur", 2, imagenet, classes=("n01", "n02"))
+    with pytest.raises(DataError, match="no folder for 1 of 4 classes, n04 for one"):
+        imagenet_c("motion-blur", 2, imagenet, classes=("n01", "n02", "n03", "n04"))
+    with pytest.raises(DataError, match=r"motion_blur.4: there is no such folder.*zenodo.2235448"):
+        imagenet_c("motion-blur", 4, imagenet)
     with pytest.raises(DataError, match=r"CORRUPTION/SEVERITY/WNID"):
-        imagenet_c("motion-blur", 2, tmp_path / "nowhere")
+        imagenet_c("motion-blur", 2, imagenet / "nowhere")
+    twin = imagenet / "blur" / "motion_blur" / "2"
+    twin.mkdir(parents=True)
+    with pytest.raises(DataError, match="is there twice"):
+        imagenet_c("motion-blur", 2, imagenet)
+    twin.rmdir()
+    place = imagenet / "motion_blur" / "3"
+    Image.new("RGB", (64, 64)).save(place / "n01" / "val_0.JPEG")
+    with pytest.raises(DataError, match="n01.val_0.JPEG: 64 x 64 pixels, expected 16 x 16.*Tiny ImageNet-C"):
+        imagenet_c("motion-blur", 3, imagenet).images(slice(None))
+    for file in (place / "n01").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match="n01: there are no images"):
+        imagenet_c("motion-blur", 3, imagenet)
+    (place / "n01").rmdir()  # labels of the others would move down by one, and nobody would see it
+    with pytest.raises(DataError, match="2 folders of classes, expected 3"):
+        imagenet_c("motion-blur", 3, imagenet)

@@ -29,9 +29,10 @@ def fog(x: Tensor, parameters: tuple[float, float], random: SampleRandom) -> Ten
 def frost(x: Tensor, parameters: tuple[float, float], random: SampleRandom) -> Tensor:
     """Blend with a texture of ice.
 
-    The published benchmark blends with crops of six photographs, which this package does not carry. Its stand-in is made of
-    ridges of two plasma fractals in the photographs' mean colour: as bright and as rough, but not the same images. Errors under
-    it are not comparable with published ones for frost; the weights of image and ice are.
+    The published benchmark blends with crops of five photographs (its script lists six and never draws the last), which this
+    package does not carry. Its stand-in is made of ridges of two plasma fractals in the photographs' mean colour: as bright
+    and as rough, but not the same images. Errors under it are not comparable with published ones for frost; the weights of
+    image and ice are.
     """
     of_image, of_ice = parameters
     fine = plasma(x.shape[2], x.shape[3], 1.5, random.child("fine"))
