@@ -380,7 +380,8 @@ def _corruption_errors(
     places = {(c.facts()["corruption"], c.facts()["severity"]): c.label for c in conditions}
     if not {(c, s) for c in FIFTEEN for s in range(1, 6)} <= set(places):
         return
-    published = conditions[0].facts()["levels"] == "imagenet-c, as published"  # what AlexNet's errors are known for
+    # What AlexNet's errors are known for.
+    published = all(c.facts()["levels"] == "imagenet-c, as published" for c in conditions)
     same = tables.observations(model, CLEAN)["id"], tables.observations(model, conditions[0].label)["id"]
     paired = np.array_equal(*same)  # a rise is paired by sample
 
