@@ -34,7 +34,7 @@ def test_models_and_data_in_python(digits_model, digits_test, tmp_path, monkeypa
     (code,) = [c for c in blocks("python") if "run_suite" in c]
     monkeypatch.chdir(tmp_path)
     x, y, _ = digits_test
-    small = code.replace('run_suite("standard",', 'run_suite(load_suite("standard", settings=["n=10"]),')
+    small = code.replace('run_suite("standard",', 'run_suite(load_suite("standard", settings=["n=4"]),')
     assert small != code
     scope = {"model": digits_model, "x": x, "y": y, "load_suite": load_suite}
     exec(compile(small, "README.md", "exec"), scope)
