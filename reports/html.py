@@ -113,10 +113,10 @@ def _number(value: float) -> str:
 
 
 def _suspected(results: RunResults) -> dict[str, dict[str, list[str]]]:
-    """Failed checks and doubts by status, then by model."""
+    """Models by the status and the name of the checks that they did not pass, failures first."""
     found: dict[str, dict[str, list[str]]] = {}
     for finding in results.suspicions:
-        found.setdefault(finding.status, {}).setdefault(finding.model, []).append(finding.name)
+        found.setdefault(finding.status, {}).setdefault(finding.name, []).append(shorten(finding.model))
     return found
 
 

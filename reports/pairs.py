@@ -110,7 +110,7 @@ def _many(section: Section, results: RunResults, compared: Sequence[Compared]) -
     )
     if len(names) <= MATRIX:
         section.more += [_matrix(item, names, results) for item in led]
-        section.text += " The matrices hold all outcomes; intervals and p-values of all pairs are in results.json under comparisons."
+        section.text += " The matrices hold all outcomes; intervals and p-values are in results.json under comparisons."
     else:
         section.text += " Pairs without a leader are in results.json under comparisons."
 

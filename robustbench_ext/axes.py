@@ -55,14 +55,16 @@ def axes(results: RunResults) -> list[Axis]:
 
 def best(results: RunResults, axis: Axis) -> str | None:
     """The model that is better than every other on an axis, by comparisons that are corrected for their number; None where
-    chance could be behind its lead, where there is nothing to compare, and where no direction is better.
+    chance could be behind its lead, where there is nothing to compare, and where no direction is better. Models of which a check
+    failed are left out: their numbers lead nobody and beat nobody.
     """
-    names = [name for name in model_names(results) if axis.row(results, name) is not None]
+    failed = {f.model for f in results.suspicions if f.status == "fail"}
+    names = [n for n in model_names(results) if n not in failed and axis.row(results, n) is not None]
     beaten: dict[str, set[str]] = {}
     for c in results.compared(axis.metric, axis.condition):
         if c.probe == axis.probe_of(c.model) and (axis.group is ... or c.group == axis.group):
             winner, loser = (c.model, c.against) if c.outcome == "better" else (c.against, c.model)
-            if c.outcome != "inconclusive":
+            if c.outcome != "inconclusive" and not {winner, loser} & failed:
                 beaten.setdefault(winner, set()).add(loser)
     return next((name for name, others in beaten.items() if len(others) == len(names) - 1), None)
 

@@ -133,7 +133,7 @@ def _in_place(model: nn.Module, x: Tensor) -> Check:
     return Check("in-place changes", "pass", "the input is left as it is")
 
 
-_USUAL = {  # normalisations that people train with
+USUAL_NORMALISATIONS = {  # normalisations that people train with
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "MNIST": ((0.1307,), (0.3081,)),
@@ -149,7 +149,7 @@ def _normalisation(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Ch
     candidates: dict[str, Tensor] = {
         "these inputs' own mean and std": (x - own[0].view(1, -1, 1, 1)) / own[1].view(1, -1, 1, 1)
     }
-    for name, (mean, std) in _USUAL.items():
+    for name, (mean, std) in USUAL_NORMALISATIONS.items():
         if len(mean) in (1, channels):
             m, s = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
             candidates[name] = (x - m) / s

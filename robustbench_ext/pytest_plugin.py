@@ -6,8 +6,8 @@
         r.not_worse_than_baseline("robust_accuracy", margin=0.01)
 
 This module is loaded in every pytest run of an environment that has the package, so it imports pytest and the standard
-library alone (PYTEST_DONT_REWRITE). Everything else is in `robustbench_ext.gate`, imported when the fixture, a `*.rbx.yaml` file or `--robust-model`
-asks for it.
+library alone, and has no assertions for pytest to rewrite (PYTEST_DONT_REWRITE). Everything else is in `robustbench_ext.gate`
+and is imported when the fixture, a `*.rbx.yaml` file or `--robust-model` asks for it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
 ITEM = pytest.StashKey[pytest.Item]()  # of the configuration: the test that is running
 ROWS = pytest.StashKey["list[dict[str, Any]]"]()  # of a test: what it expected
 ENGINE = pytest.StashKey["Robustness"]()
-FOLDER = pytest.StashKey[str]()  # a cache for this session, which this process made
+FOLDER = pytest.StashKey[str]()  # a cache for this session, which this process removes
 
 
 @pytest.hookimpl(wrapper=True)
@@ -178,11 +178,13 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """xdist: all workers share the results of this session in one folder, which the controller makes."""
+    """xdist: all workers share the results of this session in one folder. The controller names it and removes it in the end;
+    the first worker that measures makes it, so that sessions which measure nothing leave nothing behind."""
     if FOLDER not in node.config.stash:
         import tempfile
+        import uuid
 
-        node.config.stash[FOLDER] = tempfile.mkdtemp(prefix="robustness-")
+        node.config.stash[FOLDER] = f"{tempfile.gettempdir()}/robustness-{uuid.uuid4().hex}"
     node.workerinput[CACHE] = node.config.stash[FOLDER]
 
 

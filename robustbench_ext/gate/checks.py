@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustbench_ext.checks import Check
 from robustbench_ext.data.base import CLASSIFICATION, Dataset
 from robustbench_ext.models.contract import check_logits, frozen_eval
-from robustbench_ext.preflight import _USUAL
+from robustbench_ext.preflight import USUAL_NORMALISATIONS
 
 SAMPLES = 64
 LEVEL = 0.001  # of the one-sided test, for all candidates together
@@ -84,7 +84,7 @@ def check_normalised_once(model: nn.Module, data: Dataset) -> Check | None:
 def _candidates(model: nn.Module, channels: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Pairs of mean and std, each (1, C, 1, 1) or (1, 1, 1, 1), by name."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, (mean, std) in _USUAL.items():
+    for name, (mean, std) in USUAL_NORMALISATIONS.items():
         if len(mean) in (1, channels):
             found[f"{name}"] = (torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1))
     for name, module in model.named_modules():

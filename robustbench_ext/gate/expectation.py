@@ -145,7 +145,7 @@ class Expectation:
     def name(self) -> str:
         """Metric, condition, and where they say something the probe and the group."""
         where = [self.condition] if self.condition != "clean" else []
-        where += [self.probe] if self.probe not in ("classifier", "regressor") else []
+        where += [self.probe] if self.probe not in ("", "classifier", "regressor") else []
         where += [self.group] if self.group else []
         return self.metric + (f" ({', '.join(where)})" if where else "")
 

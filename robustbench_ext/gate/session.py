@@ -133,6 +133,7 @@ class Robustness:
             return self.config.rootpath / str(kept)
         shared = getattr(self.config, "workerinput", {}).get(CACHE)
         if shared is not None:
+            Path(shared).mkdir(mode=0o700, parents=True, exist_ok=True)
             return Path(shared)
         if FOLDER not in self.config.stash:
             self.config.stash[FOLDER] = tempfile.mkdtemp(prefix="robustness-")

@@ -60,6 +60,7 @@ def test_a_run_gives_every_kind_of_result(finished):
     intervals |= {"worst_group_coverage", "worst_slab_coverage"}  # of regressors only
     sets |= {
         "worst_domain_accuracy",
+        "accuracy_drop",
         "mean_corruption_error",
         "corruption_mce",
         "corruption_relative_mce",
