@@ -55,8 +55,8 @@ def axes(results: RunResults) -> list[Axis]:
 
 def best(results: RunResults, axis: Axis) -> str | None:
     """The model that is better than every other on an axis, by comparisons that are corrected for their number; None where
-    chance could be behind its lead, where there is nothing to compare, and where no direction is better. Models of which a check
-    failed are left out: their numbers lead nobody and beat nobody.
+    chance could be behind its lead, where there is nothing to compare, and where no direction is better. Models of which a
+    check failed are left out: their numbers lead nobody and beat nobody.
     """
     failed = {f.model for f in results.suspicions if f.status == "fail"}
     names = [n for n in model_names(results) if n not in failed and axis.row(results, n) is not None]
