@@ -17,6 +17,7 @@ def write_reports(folder: str | Path) -> dict[str, Path]:
     """
     from reports.html import render_html
     from reports.markdown import render_markdown
+    from robustbench_ext.errors import ConfigError
     from robustbench_ext.files import write_atomically
     from robustbench_ext.results import RunResults
 
@@ -25,7 +26,10 @@ def write_reports(folder: str | Path) -> dict[str, Path]:
 
     def optional(name: str) -> Any:
         file = folder / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        except ValueError as error:
+            raise ConfigError(f"{file}: damaged: {error}. Delete it to go on without it.") from None
 
     html = render_html(results, run=optional("run.json"), gallery=optional("gallery.json") or [])
     files = {"html": folder / "report.html", "markdown": folder / "report.md"}

@@ -101,7 +101,8 @@ def test(a: Statistic, b: Statistic) -> paired.Comparison:
     if isinstance(a, Mean) and isinstance(b, Mean):
         return paired.compare_means(a.values, b.values)
     if isinstance(a, Resampled) and isinstance(b, Resampled):
-        return paired.compare_resampled(a.value, b.value, a.drawn, b.drawn, len(a.ids))
+        found = paired.compare_resampled(a.value, b.value, a.drawn, b.drawn, len(a.ids))
+        return found if a.ends is None or b.ends is None else paired.widened(found, a.value, a.ends, b.value, b.ends)
     if isinstance(a, Area) and isinstance(b, Area):
         return paired.compare_auroc_models(a.clean, b.clean, a.unknown, b.unknown, a.unknown_ids, b.unknown_ids)
     raise DataError(f"cannot compare a {type(a).__name__} with a {type(b).__name__}")
@@ -209,6 +210,8 @@ def compare_runs(
     left_out: set[str] = set()
     for run in others:
         differing, remarks = differences(first, run)
+        for label, text in _unmeasured(first, run):
+            differing.setdefault(label, []).append(text)
         if differing and (not common or "" in differing):
             told = "\n".join(f"  - {text}" for texts in differing.values() for text in texts)
             hint = "" if "" in differing else "\nTo compare the rest, leave these out with --common."
@@ -325,6 +328,15 @@ def differences(a: Run, b: Run) -> tuple[dict[str, list[str]], list[str]]:
         for key, x, y in _entries(one.probes[label], other.probes[label]):
             differs("", f"{label}: {key} {x} / {y}")
     return found, _only_one(a.name, one, b.name, other)
+
+
+def _unmeasured(a: Run, b: Run) -> list[tuple[str, str]]:
+    """Axes of a's headline that b lacks, by condition: another budget is another condition, and must not pass unseen."""
+    return [
+        (axis.condition, f"{axis.condition}: {a.results.metrics[axis.metric]['title']} was not measured in {b.name}")
+        for axis in axes(a.results)
+        if not b.results.find(condition=axis.condition, metric=axis.metric)
+    ]
 
 
 def _entries(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:

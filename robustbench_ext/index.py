@@ -79,6 +79,8 @@ class Index(_Part):
             return cls.model_validate_json(file.read_text(encoding="utf-8"))
         except ValidationError as error:
             raise ConfigError(f"{file}: not an index that this version can read: {error.errors()[0]['msg']}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file}: damaged: {error}") from None
 
 
 def index_of(context: Context, models: list[str]) -> Index:
@@ -115,16 +117,26 @@ class Stored:
     """The joined records of a finished run, read through its index."""
 
     def __init__(self, folder: Path) -> None:
-        self.index = Index.read(folder)
+        self.index, self._folder = Index.read(folder), folder
         self._store = RecordStore(folder / "records")
         self.observations = lru_cache(maxsize=64)(self._observations)
         self.probe = lru_cache(maxsize=256)(self._probe)
 
     def _observations(self, model: str, condition: str) -> Columns:
-        return self._joined(self.index.models[model].observations[condition])
+        return self._joined(self._model(model).observations.get(condition), f"{model} under {condition}")
 
     def _probe(self, model: str, condition: str, label: str) -> Columns:
-        return self._joined(self.index.models[model].probes[label][condition])
+        keys = self._model(model).probes.get(label, {}).get(condition)
+        return self._joined(keys, f"{label} of {model} under {condition}")
 
-    def _joined(self, keys: list[str]) -> dict[str, np.ndarray]:
+    def _model(self, model: str) -> IndexedModel:
+        if model not in self.index.models:
+            raise ConfigError(
+                f"{self._folder / INDEX} does not know model '{model}'. Run the suite again into this folder."
+            )
+        return self.index.models[model]
+
+    def _joined(self, keys: list[str] | None, what: str) -> dict[str, np.ndarray]:
+        if not keys:
+            raise ConfigError(f"{self._folder / INDEX} has no records of {what}. Run the suite again into this folder.")
         return join([self._store.load(key) for key in keys])

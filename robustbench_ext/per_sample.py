@@ -21,6 +21,7 @@ from robustbench_ext.measure import correct
 from robustbench_ext.measure_regression import shown
 from robustbench_ext.measure_uncertainty import BASELINE, PARTS, lack_of_confidence
 from robustbench_ext.metrics import calibration, quantiles, regression
+from robustbench_ext.metrics.classification import worst_class_accuracy
 from robustbench_ext.metrics.resampling import resampled_bin_sums, resampled_sums
 from robustbench_ext.results import RunResults
 from uq.regression import LEVELS, NOMINAL
@@ -46,12 +47,14 @@ class Mean:
 class Resampled:
     """Any statistic of N samples: its value, and its values on bootstrap resamples (R,).
 
-    The resamples depend on N alone, so two of these over the same samples are resampled jointly.
+    The resamples depend on N alone, so two of these over the same samples are resampled jointly. `ends` is the statistic's own
+    interval where resamples cannot show how uncertain it is: a class without right answers has none in any resample.
     """
 
     ids: np.ndarray
     value: float
     drawn: np.ndarray
+    ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,8 @@ def _lowest(ids: np.ndarray, groups: np.ndarray, right: np.ndarray) -> Statistic
     bins = int(index.max()) + 1
     hits, sizes = resampled_bin_sums(index, right.astype(np.float64), np.ones(len(index)), bins=bins)
     shares = np.where(sizes > 0, hits / np.maximum(sizes, 1), np.inf)
-    value = (np.bincount(index, right, bins) / np.bincount(index, minlength=bins)).min()
-    return Resampled(ids, float(value), shares.min(axis=1))
+    lowest, _ = worst_class_accuracy(right, index, bins)
+    return Resampled(ids, lowest.value, shares.min(axis=1), (lowest.ci_low, lowest.ci_high))
 
 
 def _several(place: Place, labels: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

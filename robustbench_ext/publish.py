@@ -14,6 +14,7 @@ from typing import Any
 from robustbench_ext import __version__
 from robustbench_ext.compare import compare_models
 from robustbench_ext.doubts import DOUBTS_VERSION
+from robustbench_ext.errors import RobustBenchExtError
 from robustbench_ext.evaluate import CLEAN, Context
 from robustbench_ext.files import write_atomically
 from robustbench_ext.index import INDEX, index_of
@@ -64,7 +65,7 @@ def unchanged_results(context: Context) -> RunResults | None:
         return None
     try:
         results = RunResults.read(context.folder / RESULTS)
-    except (OSError, ValueError):
+    except (OSError, RobustBenchExtError):
         return None
     same = results.generator["version"] == __version__ and results.generator.get("checks") == _checks(context)
     same &= not results.failures

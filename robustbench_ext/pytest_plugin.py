@@ -86,6 +86,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "robustness(attack=..., eps=..., n=..., budget=...): what calls of the fixture in this test start from",
     )
+    if config.getoption("robust_suite") is not None and config.getoption("robust_model") is None:
+        raise pytest.UsageError(
+            "--robust-suite names what a model is tested with: say which one with --robust-model=SPEC"
+        )
     if not hasattr(config, "workerinput"):  # the controller of xdist hears of all tests
         config.pluginmanager.register(_Gathered(), "robustness-summary")
 

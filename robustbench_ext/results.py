@@ -11,9 +11,10 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from robustbench_ext.checks import Status, verdict
+from robustbench_ext.errors import ConfigError
 
 
 class _Part(BaseModel):
@@ -175,8 +176,19 @@ class RunResults(_Part):
 
     @classmethod
     def read(cls, file: Path) -> RunResults:
-        """Read results.json; a file of another schema version is an error of pydantic's that says so."""
-        return cls.model_validate_json(file.read_text())
+        """Read results.json.
+
+        Raises:
+            ConfigError: it is damaged, or of a schema that this version cannot read.
+        """
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "top level"
+            raise ConfigError(f"{file}: not results that this version can read: at {where}: {first['msg']}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file}: damaged: {error}") from None
 
     @property
     def suspicions(self) -> list[Finding]:

@@ -38,6 +38,8 @@ def compare(
     from reports.comparison import table
     from robustbench_ext.compare import compare_runs
 
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: a file is in the way; expected a folder, which is made if it is not there")
     found = compare_runs(runs, [_pair(text) for text in pair], everything=all_, common=common)
     for note in found.notes:
         paragraph(f"note: {note}")
@@ -46,6 +48,8 @@ def compare(
         paragraph("there is nothing that both measured and that can be compared sample by sample")
     for content in tables:
         _print(content)
+    if found.comparisons:
+        print(f"p-values are corrected for all {len(found.comparisons)} comparisons above (Holm)")
     if out is not None:
         from reports.comparison import to_markdown
         from robustbench_ext.files import write_atomically

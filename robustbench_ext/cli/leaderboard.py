@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from robustbench_ext.cli.console import PARTIAL, complain
+from robustbench_ext.errors import ConfigError
 
 
 def leaderboard(
@@ -24,6 +25,8 @@ def leaderboard(
     """
     from reports.leaderboard import write_site
 
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: a file is in the way; expected a folder, which is made if it is not there")
     site = write_site(runs, out, title, with_reports)
     for item in site.left_out:
         complain(f"left out: {item.what}: {item.reason}")

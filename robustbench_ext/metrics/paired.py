@@ -156,6 +156,28 @@ def _unbent(y: float, k: float) -> float:
     return y if abs(k) < 1e-9 else float(np.cbrt(1 + 3 * k * (y - k / 2)) - 1) / k
 
 
+def widened(
+    found: Comparison, value_a: float, ends_a: tuple[float, float], value_b: float, ends_b: tuple[float, float]
+) -> Comparison:
+    """A comparison that is no surer than two independent intervals allow: their distances added as squares (Newcombe).
+
+    For statistics whose resamples vary too little, such as the lowest of several shares where one is 0. The p-value follows the
+    end of the interval that is nearer to 0.
+    """
+    d = found.difference
+    low = value_a - value_b - math.hypot(value_a - ends_a[0], ends_b[1] - value_b)
+    high = value_a - value_b + math.hypot(ends_a[1] - value_a, value_b - ends_b[0])
+    if math.isnan(d.ci_low):
+        d = Estimate(value_a - value_b, low, high, "", d.n)
+    low, high = min(low, d.ci_low), max(high, d.ci_high)
+    reach = d.value - low if d.value > 0 else high - d.value
+    z = -float(ndtri((1 - LEVEL) / 2))
+    p = 2.0 * float(ndtr(-z * abs(d.value) / reach)) if reach > 0 else 1.0
+    worse = p if math.isnan(found.p_value) else max(p, found.p_value)
+    method = "paired bootstrap, no narrower than both intervals"
+    return Comparison(Estimate(d.value, low, high, method, d.n), worse, method)
+
+
 def _constant(value: float, n: int, reason: str, test: str) -> Comparison:
     """Where nothing varies: no difference at all, or one of which nothing more can be said."""
     if abs(value) < 1e-12:

@@ -335,3 +335,35 @@ def test_area_pairs_only_shared_samples():
     two = Area(ids, clean + 1, np.array(["y", "z", "w"]), np.array([1.2, 1.9, 1.1]))
     found = cmp.test(one, two)
     assert found.difference.value == pytest.approx(value_of(one) - value_of(two))
+
+
+def test_another_budget_is_no_other_condition(classifiers, tmp_path):
+    """What the first run's headline stands on is missing in the second: refused, or said."""
+    suite = suite_of(detectors=[], uq=[], conditions=[{"attack": "fgsm", "eps": 0.2}])
+    suite["models"] = suite["models"][:1]
+    shutil.copytree(classifiers[0], tmp_path / "other")
+    run_suite(suite, tmp_path / "other")
+    with pytest.raises(ConfigError, match="worst case Linf 0.1: robust accuracy was not measured in other"):
+        cmp.compare_runs([classifiers[0], tmp_path / "other"])
+    assert cmp.compare_runs([classifiers[0], tmp_path / "other"], common=True).comparisons
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"{", b'{"a": 1}'])
+def test_damaged_files_are_a_sentence(classifiers, tmp_path, content):
+    for name in ("results.json", "index.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in ("results.json", "index.json"):
+            shutil.copy(classifiers[0] / file, folder)
+        (folder / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=name):
+            cmp.Run.read(folder)
+
+
+def test_an_index_that_lacks_a_model_says_so(classifiers, tmp_path):
+    shutil.copytree(classifiers[0], tmp_path / "run")
+    index = json.loads((tmp_path / "run" / "index.json").read_text())
+    del index["models"]["trades"]
+    (tmp_path / "run" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match="does not know model 'trades'"):
+        cmp.compare_runs([tmp_path / "run"])

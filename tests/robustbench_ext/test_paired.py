@@ -347,3 +347,19 @@ def test_auroc_of_models_refuses_what_it_cannot_pair():
         paired.compare_auroc_models(clean_a, clean_b, unknown_a, unknown_b, ids, np.append(ids[:-1], 0))
     none = paired.compare_auroc_models(clean_a, clean_b, unknown_a[:0], unknown_b, ids[:0], ids)
     assert math.isnan(none.difference.value) and "two of each" in none.difference.reason
+
+
+def test_the_lowest_of_several_shares_is_no_surer_than_both_intervals():
+    """A class at 0 has no variance in any resample, and its true accuracy may still be 17 %."""
+    rng = np.random.default_rng(0)
+    a, b = 0.7, 0.0
+    found = paired.compare_resampled(a, b, a + 0.02 * rng.normal(size=1000), np.zeros(1000), 200)
+    wide = paired.widened(found, a, (0.55, 0.82), b, (0.0, 0.17))
+    assert wide.difference.ci_low == pytest.approx(0.7 - np.hypot(0.15, 0.17))
+    assert wide.difference.ci_high == pytest.approx(max(found.difference.ci_high, 0.7 + 0.12))
+    assert wide.p_value >= found.p_value
+    # Interval and p-value belong together.
+    for value in (0.1, 0.2, 0.22, 0.25, 0.3):
+        shifted = paired.compare_resampled(value, b, value + 0.02 * rng.normal(size=1000), np.zeros(1000), 200)
+        one = paired.widened(shifted, value, (value - 0.15, value + 0.12), b, (0.0, 0.17))
+        assert (one.p_value < 0.05) == (one.difference.ci_low > 0)
