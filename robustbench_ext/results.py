@@ -186,7 +186,7 @@ class RunResults(_Part):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "top level"
-            raise ConfigError(f"{file}: not results that this version can read: at {where}: {first['msg']}") from None
+            raise ConfigError(f"{file} does not keep the schema of results.json: at {where}: {first['msg']}") from None
         except UnicodeDecodeError as error:
             raise ConfigError(f"{file}: damaged: {error}") from None
 
