@@ -43,6 +43,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     # What goes on where the name ends is nearer than what looks alike: apgd means apgd-ce, not pgd.
     longer = [known_name for known_name in names if name and known_name.startswith(name)]
-    close = longer or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, longer or names, n=1, cutoff=0.0 if longer else 0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}."

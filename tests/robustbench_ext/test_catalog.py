@@ -70,3 +70,11 @@ def test_the_documented_table_is_the_catalogue(kind):
 
 def test_detectors_declare_their_properties():
     assert all(set(entry.facts) == {"reads", "needs_fit", "differentiable"} for entry in DETECTORS)
+
+
+def test_what_goes_on_where_a_name_ends_is_nearer_than_what_looks_alike():
+    from robustbench_ext.errors import unknown_name
+
+    assert "Did you mean 'apgd-t'" in unknown_name("attack", "apgd", ["pgd", "apgd-ce", "apgd-t"])
+    assert "Did you mean 'steps'" in unknown_name("parameter", "step", ["step_size", "steps"])
+    assert "Did you mean" not in unknown_name("attack", "", ["pgd"])
