@@ -186,10 +186,21 @@ class Robustness:
             if self._left is not None:
                 self._left = max(0.0, self._left - (time.monotonic() - began))
             if key not in self._memory:
-                for doubt in measured.doubts:
+                for doubt in [*measured.doubts, *self._too_few(context, told)]:
                     warnings.warn(RobustnessDoubt(f"{_called(model)}: {doubt}"), stacklevel=4)
             self._memory[key] = measured
         return Measurement(self, measured, key, str(told.get("name") or ""), _called(model))
+
+    def _too_few(self, context: Context, told: Mapping[str, Any]) -> list[str]:
+        """What to say where more samples were asked for than there are; the default n is an upper bound, and asks for none."""
+        asked, there = context.suite.n or 0, len(context.data["test"])
+        wanted = any(n is not None for n in (told.get("n"), self._option("n")))
+        if not wanted or asked <= there:
+            return []
+        return [
+            f"n = {asked} test samples were asked for, and the test split has {there}. If the data is a file with x and y, it "
+            f"was cut into train, calibration and test: name the arrays x_test and y_test where all of it is test data."
+        ]
 
     def context(self, model: Any, data: Any, told: Mapping[str, Any]) -> Context:
         """The engine's context of a call: nothing is computed yet."""

@@ -356,3 +356,19 @@ def test_wrapped(robustness, test_data):
 """,
     )
     project.run().assert_outcomes(passed=4)
+
+
+def test_fewer_samples_than_asked_for_are_said(project):
+    project.write(
+        "test_model.py",
+        written("""
+def test_asked(robustness, model, test_data):
+    measure(robustness, model, test_data, n=100_000).accuracy.at_least(0.1)
+
+def test_not_asked(robustness, model, test_data):
+    robustness(model, test_data, attack="fgsm", eps=0.1).accuracy.at_least(0.1)
+"""),
+    )
+    result = project.run()
+    result.assert_outcomes(passed=2, warnings=1)
+    result.stdout.fnmatch_lines(["*RobustnessDoubt: *n = 100000 test samples were asked for, and the test split has *"])
