@@ -29,7 +29,7 @@ from defenses.runtime import Runtime
 from defenses.validation import Alarm, measure_energies, validate
 from robustbench_ext.data.base import Dataset, Split
 from robustbench_ext.errors import ConfigError, RobustBenchExtError
-from robustbench_ext.files import write_atomically
+from robustbench_ext.files import seal, write_atomically
 from robustbench_ext.fingerprint import key_of
 from robustbench_ext.models.contract import check_images
 from robustbench_ext.models.loading import RECIPE_FILE, WEIGHTS_FILE, fingerprint_module, load_model
@@ -412,6 +412,7 @@ class _Training:
             "selected": {"epoch": p.best_epoch, "by": self.defense.select_by, "on": "calibration"},
             "alarm": p.alarm,
             "curve": p.curve,
+            "weights": {"file": WEIGHTS_FILE, **seal(self.out / WEIGHTS_FILE)},
         }
         write_atomically(self.out / RECIPE_FILE, lambda file: file.write_text(json.dumps(description, indent=1)))
         (self.out / CHECKPOINT_FILE).unlink(missing_ok=True)

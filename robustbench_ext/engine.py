@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +18,21 @@ from typing import Any
 
 from torch import nn
 
+from robustbench_ext.callbacks import Callback, Callbacks
 from robustbench_ext.checks import verdict
 from robustbench_ext.data.given import given_dataset
-from robustbench_ext.errors import ConfigError, RobustBenchExtError
+from robustbench_ext.errors import ConfigError, RobustBenchExtError, StoppedError
 from robustbench_ext.evaluate import CLEAN, GIVEN, Cell, Context, Given
-from robustbench_ext.execute import NOT_STARTED, Failure, Job, SerialExecutor, make_executor, run_jobs
-from robustbench_ext.files import write_atomically
+from robustbench_ext.execute import HELD, NOT_STARTED, Failure, Hooks, Job, WorkError, run_jobs
+from robustbench_ext.executors import CLUSTERS, make_executor
+from robustbench_ext.executors.worker import one_thread
+from robustbench_ext.files import is_disk_full, write_atomically
 from robustbench_ext.fingerprint import canonical_json
+from robustbench_ext.leases import Leases
 from robustbench_ext.preflight import refused
 from robustbench_ext.publish import RunLog, assemble, previous_suite, unchanged_results, write_results
 from robustbench_ext.results import Failed, RunResults
+from robustbench_ext.settings import follow, snapshot
 from robustbench_ext.suite import Suite, load_suite, validate_suite
 
 
@@ -56,32 +66,71 @@ class RunSummary:
 
 _CONTEXTS: dict[str, Context] = {}
 _GIVEN: dict[str, Given] = {}  # by run folder, while it runs
+_ONE_AT_A_TIME = threading.Lock()  # pools of threads and workers of clusters may have several; a model is not shared
 PROGRESS = "progress.json"
+Payload = tuple[str, str, dict[str, Any], Any, dict[str, Any]]
 
 
-def _context(folder: str, suite: Mapping[str, Any]) -> Context:
-    """The context of a run, made once per process."""
-    key = f"{folder}|{canonical_json(dict(suite))}"
+def _context(folder: str, suite: Mapping[str, Any], run: str) -> Context:
+    """The context of a run, made once per process and run: files may have changed since another run."""
+    key = f"{run}|{folder}|{canonical_json(dict(suite))}"
     if key not in _CONTEXTS:
         _CONTEXTS.clear()
         _CONTEXTS[key] = Context(validate_suite(suite), Path(folder), _GIVEN.get(folder))
     return _CONTEXTS[key]
 
 
-class WorkError(Exception):
-    """What went wrong in a job, as text: a model's own exceptions need not survive the way between processes."""
+def work(payload: Payload) -> dict[str, Any]:
+    """One job, in whatever process and on whatever machine.
+
+    Args:
+        payload: kind, run folder, suite, what, and where it comes from (`run`, `cwd`, `settings`). What is a model's name for
+            the kinds "train" and "check", and the fields of a `Cell` for "cell".
+
+    Returns:
+        What a progress line says. `reused` where everything was there already; `HELD` where another run is at it.
+
+    Raises:
+        WorkError: whatever went wrong, as text.
+    """
+    kind, folder, suite, what, origin = payload
+    with _ONE_AT_A_TIME:
+        try:
+            follow(origin["settings"])
+            _go_to(origin["cwd"], folder)
+            one_thread()
+            with Leases(Path(folder), origin["run"]).hold(job_id(kind, what)) as mine:
+                return _work(kind, _context(folder, suite, origin["run"]), what) if mine else {HELD: True}
+        except (Exception, SystemExit) as error:
+            full = is_disk_full(error)
+            message = f"{type(error).__name__}: {error}"
+            if full:
+                message = (
+                    f"no space left on the device that holds {folder} ({error}). What was computed before is kept: make room, "
+                    f"then run the same command again to go on."
+                )
+            raise WorkError(message, traceback.format_exc(), full) from None
 
 
-def work(payload: tuple[str, str, dict[str, Any], Any]) -> dict[str, Any]:
-    """One job, in whatever process: ("train", ..., model), ("check", ..., model) or ("cell", ..., cell fields)."""
+def job_id(kind: str, what: Any) -> str:
+    """The name of a piece of work, the same in every run of a folder."""
+    return "|".join([kind, what] if isinstance(what, str) else [kind, *map(str, what)])
+
+
+def _go_to(cwd: str, folder: str) -> None:
+    """Be where the run was started: specifications may hold relative paths."""
+    if Path.cwd() == Path(cwd):
+        return
     try:
-        return _work(*payload)
-    except (Exception, SystemExit) as error:
-        raise WorkError(f"{type(error).__name__}: {error}", traceback.format_exc()) from None
+        os.chdir(cwd)
+    except OSError as error:
+        raise ConfigError(
+            f"this worker ({socket.gethostname()}) cannot enter {cwd}, where the run was started: {error.strerror}. Workers "
+            f"need the same paths as the run; start it in a folder that they share, and give --out {folder} there too."
+        ) from error
 
 
-def _work(kind: str, folder: str, suite: dict[str, Any], what: Any) -> dict[str, Any]:
-    context = _context(folder, suite)
+def _work(kind: str, context: Context, what: Any) -> dict[str, Any]:
     if kind == "train":
         return _train(context, what)
     started = time.perf_counter()
@@ -95,16 +144,20 @@ def _train(context: Context, name: str) -> dict[str, Any]:
     started = time.perf_counter()
     training = context.training[name]
     out = training.folder
+    if training.is_done:  # another run has just done it
+        return {"reused": True, "epochs": training.epochs, "seconds": 0.0}
+    training.discard_damaged()
     last: dict[str, Any] = {}
 
     def on_epoch(row: dict[str, Any]) -> None:
         last.update(row)
         # Through a file, so that the run's own process sees it whichever process trains.
-        write_atomically(out / PROGRESS, lambda file: file.write_text(json.dumps(row)))
+        write_atomically(out / PROGRESS, lambda file: file.write_text(json.dumps(row), encoding="utf-8"))
 
     training.run(on_epoch)
     seconds = time.perf_counter() - started
-    write_atomically(out / "timing.json", lambda file: file.write_text(json.dumps({"seconds": round(seconds, 1)})))
+    timing = json.dumps({"seconds": round(seconds, 1)})
+    write_atomically(out / "timing.json", lambda file: file.write_text(timing, encoding="utf-8"))
     (out / PROGRESS).unlink(missing_ok=True)
     return {**last, "epochs": training.epochs, "seconds": seconds}
 
@@ -117,6 +170,8 @@ def run_suite(
     data: Any = None,
     executor: str | Executor = "serial",
     workers: int | None = None,
+    executor_options: Mapping[str, str] | None = None,
+    callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
 ) -> RunSummary:
     """Run a suite into a folder. Running it again computes what is missing and nothing else.
@@ -127,15 +182,38 @@ def run_suite(
         models: modules to evaluate instead of the suite's models, by name. They stay in this process, so they need the serial
             executor, and they are told apart by their weights, structure and source: change them and they are others.
         data: instead of the suite's; see `robustbench_ext.data.given.given_dataset` for what is understood.
-        executor: "serial", "local" (one process per core), "auto", or any `concurrent.futures.Executor`. From a script,
-            "local" needs the usual `if __name__ == "__main__":` guard.
+        executor: "serial", "local" (one process per core or GPU), "auto", "dask", "slurm", "ray" with or without an address
+            (see `robustbench_ext.executors.make_executor`), or any `concurrent.futures.Executor`. From a script, all but
+            "serial" need the usual `if __name__ == "__main__":` guard.
+        workers, executor_options: of an executor that is given by name.
+        callbacks: told what happens; one that raises is left out from then on, and the run goes on.
+        progress: like a callback, and trusted: what it raises ends the run.
 
     Returns:
         A summary with all results; they are also in `out/results.json` and `out/results.csv`.
+
+    Raises:
+        StoppedError: the run could not go on (the disk is full); what it has computed is kept.
     """
-    started = time.perf_counter()
     hooks = progress or Progress()
-    folder = Path(out)
+    told = Callbacks(callbacks, hooks.message)
+    try:
+        return _run_suite(suite, Path(out), models, data, (executor, workers, executor_options), told, hooks)
+    finally:
+        told.close()
+
+
+def _run_suite(
+    suite: Suite | str | Path | Mapping[str, Any],
+    folder: Path,
+    models: Mapping[str, nn.Module] | None,
+    data: Any,
+    where: tuple[str | Executor, int | None, Mapping[str, str] | None],
+    told: Callbacks,
+    hooks: Progress,
+) -> RunSummary:
+    started = time.perf_counter()
+    executor, workers, options = where
     suite, given = _with_given(suite, models, data)
     if given is not None and executor not in ("serial", "auto"):
         raise ConfigError(
@@ -149,7 +227,8 @@ def run_suite(
         _GIVEN[str(folder)] = given
     context = Context(suite, folder, given)
     context.validate()
-    folder.mkdir(parents=True, exist_ok=True)
+    _writable(folder)
+    told.on_run_start(suite, folder)
     hooks.message(f"suite {suite.name}: {_count(len(context.evaluated), 'model')} on {suite.data}, into {folder}")
     previous = previous_suite(folder)
     if previous is not None and previous.get("name") != suite.name:
@@ -162,15 +241,23 @@ def run_suite(
     for name in context.left_out:
         why = "not installed: pip install --no-deps torchattacks" if "torchattacks" in name else "the data is not there"
         hooks.message(f"left out: {name} ({why})")
-    runner = _Runner(context, executor, workers, hooks)
+    runner = _Runner(context, (executor, workers, options), told, hooks)
     runner.run()
     context = runner.context
     unchanged = not runner.log.computed and not runner.log.trained and not runner.log.failures
     results = unchanged_results(context) if unchanged else None
     if results is None:
         results, measured = assemble(context, runner.log)
-        write_results(context, results, measured, runner.log, started)
-    return RunSummary(
+        try:
+            write_results(context, results, measured, runner.log, started)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise StoppedError(
+                f"no space left for the results in {folder} ({error}). All records are there: make room, then run the same "
+                f"command again, which computes nothing anew."
+            ) from error
+    summary = RunSummary(
         folder,
         results,
         runner.log.computed,
@@ -179,6 +266,20 @@ def run_suite(
         time.perf_counter() - started,
         results.failures,
     )
+    told.on_run_end(summary)
+    return summary
+
+
+def _writable(folder: Path) -> None:
+    """Find out now whether the run folder can be written to, not after the first cell."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {folder} cannot be written to: {error.strerror or error}. Give another one with --out"
+        ) from error
 
 
 def _with_given(
@@ -200,6 +301,10 @@ def _with_given(
     return loaded, Given(dict(models or {}), None if data is None else given_dataset(data))
 
 
+def _fields(cell: Cell) -> tuple[str, str, str, int]:
+    return cell.model, cell.condition, cell.split, cell.chunk
+
+
 def _count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
@@ -207,23 +312,38 @@ def _count(n: int, what: str) -> str:
 class _Runner:
     """Two waves of jobs: training, then checks and cells, whose keys need the trained weights."""
 
-    def __init__(self, context: Context, executor: str | Executor, workers: int | None, hooks: Progress) -> None:
-        self.context, self.hooks = context, hooks
-        self._executor, self._workers = executor, workers
+    def __init__(
+        self,
+        context: Context,
+        where: tuple[str | Executor, int | None, Mapping[str, str] | None],
+        told: Callbacks,
+        hooks: Progress,
+    ) -> None:
+        self.context, self.hooks, self._told = context, hooks, told
+        self._executor, self._workers, self._options = where
         self._suite = context.suite.model_dump(by_alias=True, mode="json")
+        run = uuid.uuid4().hex
+        self._origin = {"run": run, "cwd": str(Path.cwd()), "settings": snapshot()}
+        self._leases = Leases(context.folder, run)
+        self._made: Executor | None = None
+        self._waits: set[str] = set()
+        self._epochs: dict[str, dict[str, Any]] = {}
         self.log = RunLog()
 
     def run(self) -> None:
         """Do all that is missing."""
-        self._wave(
-            [self._job("train", name) for name, training in self.context.training.items() if not training.is_done]
-        )
-        self._leave_out_probes()
-        jobs = []
-        for name in self.context.evaluated:
-            if name not in self.log.broken:
-                jobs += self._model_jobs(name)
-        self._wave(jobs)
+        trainings = self.context.training.items()
+        try:
+            self._wave([self._job("train", name) for name, training in trainings if not training.is_done])
+            self._leave_out_probes()
+            jobs = []
+            for name in self.context.evaluated:
+                if name not in self.log.broken:
+                    jobs += self._model_jobs(name)
+            self._wave(jobs)
+        finally:
+            self._leave()
+            self._leases.clear()
 
     def _leave_out_probes(self) -> None:
         """Go on without the probes whose members could not be trained or loaded."""
@@ -263,7 +383,7 @@ class _Runner:
             return []
         done = {cell: self.context.is_done(cell) for cell in self.context.cells(name)}
         self.log.reused += sum(done.values())
-        ids = {cell: f"cell|{cell.model}|{cell.condition}|{cell.split}|{cell.chunk}" for cell in done}
+        ids = {cell: job_id("cell", _fields(cell)) for cell in done}
         fits = {ids[cell] for cell, there in done.items() if not there and cell.split != "test"}
         trains = {ids[cell] for cell, there in done.items() if not there and cell.split == "train"}
         for cell, there in done.items():
@@ -272,14 +392,26 @@ class _Runner:
             needs = {check.id} | (fits if cell.split == "test" else trains if cell.split != "train" else set())
             if cell.split == "test" and cell.condition != CLEAN:
                 needs |= {ids[clean] for clean in self.context.clean_cells(cell) if not done.get(clean, True)}
-            fields = (cell.model, cell.condition, cell.split, cell.chunk)
-            payload = ("cell", str(self.context.folder), self._suite, fields)
-            jobs.append(Job(ids[cell], str(cell), payload, frozenset(needs)))
+            jobs.append(self._job("cell", _fields(cell), str(cell), frozenset(needs), self._cost(cell)))
         return jobs
 
-    def _job(self, kind: str, name: str) -> Job:
-        title = f"{name} · {'preflight' if kind == 'check' else 'training'}"
-        return Job(f"{kind}|{name}", title, (kind, str(self.context.folder), self._suite, name))
+    def _cost(self, cell: Cell) -> float:
+        """Roughly the passes that a cell takes; clean cells first, since others start from them."""
+        if cell.condition == CLEAN:
+            return float("inf")
+        condition = self.context.conditions[cell.condition]
+        passes = condition.cost(max(1, len(self.context.data.classes)))
+        each = 1000 if passes is None else 1 + passes.forwards + 2 * passes.backwards
+        return float(each * len(self.context.samples(condition, cell.split).labels[self.context.rows(cell)]))
+
+    def _job(
+        self, kind: str, what: Any, title: str = "", needs: frozenset[str] = frozenset(), cost: float = float("inf")
+    ) -> Job:
+        title = title or f"{what} · {'preflight' if kind == 'check' else 'training'}"
+        # Of training, the longest first; all epochs are taken to be equal.
+        cost = self.context.training[what].epochs if kind == "train" else cost
+        payload = (kind, str(self.context.folder), self._suite, what, self._origin)
+        return Job(job_id(kind, what), title, payload, needs, cost)
 
     def _judge(self, job: Job, facts: Any) -> Failure | None:
         """Whether a job that came back has done what it was for."""
@@ -293,8 +425,14 @@ class _Runner:
                 "the model differs each time that it is loaded, so its results belong to no model in particular. Seed its "
                 "factory, or load fixed weights in it.",
             )
-        self.log.trained += kind == "train"
-        self.log.computed += kind == "cell"
+        if facts.get("reused"):
+            self.log.reused += kind == "cell"
+        else:
+            self.log.trained += kind == "train"
+            self.log.computed += kind == "cell"
+        if facts.get("halved"):
+            wanted = self.context.suite.batch_size
+            self.hooks.message(f"{job.title}: out of memory with batch_size {wanted}; goes on with {facts['halved']}")
         return None
 
     def _wave(self, jobs: list[Job]) -> None:
@@ -307,7 +445,7 @@ class _Runner:
             failure = self._judge(job, facts)
             if failure is None:
                 count += 1
-                self.hooks.line(count, len(jobs), job.title, facts)
+                self._line(count, len(jobs), job.title, facts)
             return failure
 
         def failed(job: Job, failure: Failure) -> None:
@@ -320,35 +458,81 @@ class _Runner:
             if name not in self.log.refused:
                 self._fail(job.title, failure.error, failure.traceback)
             if not failure.error.startswith(NOT_STARTED):
-                self.hooks.line(count, len(jobs), job.title, {"error": failure.error})
+                self._line(count, len(jobs), job.title, {"error": failure.error})
 
         def tick(running: list[Job]) -> None:
             for job in running:
                 row = self._epoch(job.payload[3]) if job.payload[0] == "train" else None
-                if row is not None:
+                if row is not None and self._epochs.get(job.id) != row:
+                    self._epochs[job.id] = row
                     self.hooks.epoch(job.payload[3], row)
+                    self._told.on_epoch(job.payload[3], row)
             self.hooks.running([job.title for job in running])
 
-        executor = self._executor
-        if not isinstance(executor, str):
-            run_jobs(jobs, work, executor, done, failed, tick)
-            return
+        def lost(job: Job, why: str) -> None:
+            self.hooks.message(f"{job.title}: {why}; another worker takes it over")
+
+        hooks = Hooks(done, failed, lost, tick, self._is_free, self._progress)
         import torch
 
         threads = torch.get_num_threads()
-        long = any(job.payload[0] == "train" for job in jobs)
-        with make_executor(executor, len(jobs), self._workers, long) as pool:
-            try:
-                if isinstance(pool, SerialExecutor):
-                    torch.set_num_threads(1)  # as in a worker: see robustbench_ext.execute
-                run_jobs(jobs, work, pool, done, failed, tick)
-            finally:
-                torch.set_num_threads(threads)
+        try:
+            run_jobs(jobs, work, self._pool(jobs), hooks)
+        finally:
+            torch.set_num_threads(threads)  # work in this process used one: see robustbench_ext.execute
+
+    def _pool(self, jobs: list[Job]) -> Executor:
+        """The executor for a wave of jobs. Clusters are joined once; processes of this machine are started for each wave."""
+        if not isinstance(self._executor, str):
+            return self._executor
+        kind = self._executor.partition(":")[0]
+        if self._made is not None and kind in CLUSTERS:
+            return self._made
+        self._leave()
+        self._made = make_executor(
+            self._executor,
+            len(jobs),
+            self._workers,
+            any(job.payload[0] == "train" for job in jobs),
+            folder=self.context.folder,
+            options=self._options,
+            say=self.hooks.message,
+        )
+        return self._made
+
+    def _leave(self) -> None:
+        if self._made is not None:
+            self._made.shutdown()
+            self._made = None
+
+    def _line(self, done: int, total: int, what: str, facts: Mapping[str, Any]) -> None:
+        self.hooks.line(done, total, what, facts)
+        self._told.on_cell(done, total, what, facts)
+
+    def _is_free(self, job: Job) -> bool:
+        """Whether another run that was at a job is through with it; says once what is waited for."""
+        holder = self._leases.holder(job.id)
+        if holder is not None and holder.run != self._origin["run"] and holder.token not in self._waits:
+            self._waits.add(holder.token)
+            self.hooks.message(f"{job.title}: {holder} is at it, in another run of this folder; waiting for its result")
+        return self._leases.is_free(job.id)
+
+    def _progress(self, job: Job) -> Any:
+        """The time of the latest checkpoint of a model in training."""
+        if job.payload[0] != "train":
+            return None
+        folder = self.context.training[job.payload[3]].folder
+        try:
+            return max((file.stat().st_mtime_ns for file in folder.iterdir()), default=None)
+        except OSError:
+            return None
 
     def _epoch(self, name: str) -> dict[str, Any] | None:
         """The last finished epoch of a model that is training somewhere."""
         try:
-            row: dict[str, Any] = json.loads((self.context.training[name].folder / PROGRESS).read_text())
+            row: dict[str, Any] = json.loads(
+                (self.context.training[name].folder / PROGRESS).read_text(encoding="utf-8")
+            )
         except (OSError, ValueError):
             return None
         return row

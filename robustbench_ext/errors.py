@@ -30,6 +30,10 @@ class MissingExtraError(RobustBenchExtError):
     """An optional dependency is not installed; the message holds the line that installs it."""
 
 
+class StoppedError(RobustBenchExtError):
+    """A run had to stop before its end (disk full, its executor is gone); what it has computed is kept."""
+
+
 class NotFittedError(RobustBenchExtError):
     """A detector or estimator was asked for scores before it was fitted."""
 

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_ext import __version__, fingerprint
+from robustbench_ext import __version__, device, fingerprint
 from robustbench_ext.checks import Check
 from robustbench_ext.classification import Classification
 from robustbench_ext.conditions import Condition, Inputs, UnderAttack, is_available
 from robustbench_ext.data import Dataset, Split, load_dataset
 from robustbench_ext.data.base import REGRESSION
 from robustbench_ext.errors import ConfigError, ModelError, RobustBenchExtError, unknown_name
+from robustbench_ext.memory import BatchSizes
 from robustbench_ext.models import LoadedModel
 from robustbench_ext.probes import Fitting, Probe, Shown, has_gradient, no_gradient, parse_probes, scorer
 from robustbench_ext.records import RecordStore
@@ -84,6 +85,7 @@ class Context:
         self.conditions = {c.label: c for c in self.task.conditions(available)}
         self.probes = parse_probes(suite.detectors, suite.uq, self.task.estimator)
         self.store = RecordStore(folder / "records")
+        self._sizes = BatchSizes(folder, suite.batch_size)
         self._models: dict[str, LoadedModel] = {}
         self._others: dict[str, LoadedModel] = {}  # members of probes that are no models of the suite
         self._readers: dict[str, Any] = {}
@@ -312,13 +314,27 @@ class Context:
     # Work ------------------------------------------------------------------------------------------------------------
 
     def compute(self, cell: Cell) -> dict[str, Any]:
-        """Compute what is missing of a cell; returns what a progress line says."""
+        """Compute what is missing of a cell; returns what a progress line says.
+
+        `reused` is true in it where nothing was missing. Where memory runs out, it is done again with half as many inputs at
+        a time, which is remembered for the next cells, and `halved` says how many.
+        """
+        reused = self.is_done(cell)
+        may_halve = not self.conditions[cell.condition].batch_dependent
+        facts, halved = self._sizes.fitting(self._who(cell.model), lambda size: self._compute(cell, size), may_halve)
+        return {**facts, **({"reused": True} if reused else {}), **({"halved": halved} if halved else {})}
+
+    def _who(self, model: str) -> str:
+        """What the number of inputs that fit into memory belongs to."""
+        return f"{self.model(model).fingerprint} on {device.current()}"
+
+    def _compute(self, cell: Cell, batch_size: int) -> dict[str, Any]:
         started = time.perf_counter()
         key = self.observation_key(cell)
         made: Inputs | None = None
         if not self.store.has(key):
-            made = self._inputs(cell)
-            columns = self._observe(cell, made)
+            made = self._inputs(cell, batch_size)
+            columns = self._observe(cell, made, batch_size)
             meta = {"what": str(cell), "identity": self.observation_identity(cell)}
             self.store.save(key, columns, {**meta, "seconds": round(time.perf_counter() - started, 3)})
         columns = self.store.load(key)
@@ -326,7 +342,7 @@ class Context:
         def inputs() -> Tensor:
             # Inputs are not stored. They are deterministic, so making them again gives the same ones.
             nonlocal made
-            made = made or self._inputs(cell)
+            made = made or self._inputs(cell, batch_size)
             return made.x
 
         for probe in self.read_in(cell):
@@ -334,7 +350,7 @@ class Context:
             if not self.store.has(probe_key):
                 begun = time.perf_counter()
                 model, seed = self.model(cell.model).module, self.suite.seed
-                shown = Shown(model, inputs, columns["id"], seed, self.suite.batch_size)
+                shown = Shown(model, inputs, columns["id"], seed, batch_size)
                 try:
                     fitted = self._fit(cell.model, probe)
                 except RobustBenchExtError as error:
@@ -351,7 +367,7 @@ class Context:
                 self.store.save(probe_key, read, {**meta, "seconds": round(time.perf_counter() - begun, 3)})
         return {**self.task.progress(columns), "n": len(columns["label"]), "seconds": time.perf_counter() - started}
 
-    def _inputs(self, cell: Cell) -> Inputs:
+    def _inputs(self, cell: Cell, batch_size: int) -> Inputs:
         """What the condition makes of the cell's samples."""
         condition = self.conditions[cell.condition]
         samples, rows = self.samples(condition, cell.split), self.rows(cell)
@@ -365,15 +381,15 @@ class Context:
             clean = self.task.clean_outputs([self._needed(c) for c in self.clean_cells(cell)])
         if condition.against is not None and isinstance(condition, UnderAttack):
             condition = condition.bind(scorer(self._fit(cell.model, self.probe(condition.against))))
-        return condition.apply(self.model(cell.model).module, x, y, ids, self.suite.seed, clean, self.suite.batch_size)
+        return condition.apply(self.model(cell.model).module, x, y, ids, self.suite.seed, clean, batch_size)
 
-    def _observe(self, cell: Cell, made: Inputs) -> Columns:
+    def _observe(self, cell: Cell, made: Inputs, batch_size: int) -> Columns:
         condition = self.conditions[cell.condition]
         samples, rows = self.samples(condition, cell.split), self.rows(cell)
         if cell.model not in self._readers:
             self._readers[cell.model] = self.task.reader(self.model(cell.model).module, self.taps(cell.model))
         targets = self.task.targets(samples, rows)
-        seen = self.task.observe(self._readers[cell.model], made.x, targets, self.suite.batch_size)
+        seen = self.task.observe(self._readers[cell.model], made.x, targets, batch_size)
         if condition.kind == CLEAN:
             self.task.check_clean(cell.model, seen)
         columns = {"id": samples.ids[rows], **seen, **made.columns}

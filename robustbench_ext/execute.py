@@ -7,21 +7,21 @@ sum adds up depends on the number of threads.
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.context
-import os
-import signal
-import threading
+import time
+import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
-from robustbench_ext.errors import ConfigError, RobustBenchExtError, unknown_name
+from robustbench_ext.errors import StoppedError
+from robustbench_ext.executors import LostWorker, room_of
 
-EXECUTORS = ("auto", "serial", "local")
 NOT_STARTED = "not started"
+HELD = "held"  # in what a job gives back: another run is at it
+LOSSES = 3  # workers that a job may lose without getting on before it is given up
+LOOK = 0.5  # seconds between looks at what other runs are doing
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Job:
         title: what progress and failures call it.
         payload: what the work function is called with.
         after: ids that must be done first.
+        cost: how long it takes beside the others, in any unit; where several run at once, long ones are started first.
     """
 
     id: str
     title: str
     payload: Any
     after: frozenset[str] = field(default_factory=frozenset)
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,146 +52,155 @@ class Failure:
     traceback: str = ""
 
 
-class SerialExecutor(Executor):
-    """Runs everything at once, in this process."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Call `fn` now; the future is done when this returns."""
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-def _worker() -> None:
-    """Make this process a worker: one thread, deaf to Ctrl-C (the run's own process handles it), no orphan."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
-    """End the worker when the run's own process is gone, however that ended (the fork server would not notice)."""
-    run = multiprocessing.parent_process()
-    if run is not None:
-        run.join()
-        os._exit(1)
-
-
-def _start_method(long: bool) -> multiprocessing.context.BaseContext:
-    """Workers forked from a clean server that has imported torch once: its memory is shared and they start at once.
-
-    The server has used neither torch nor CUDA when it forks, so this is as safe as spawning. Where there is no fork
-    server (Windows), workers are spawned.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # Constructing a torch optimizer imports torch._dynamo (150 MB): once in the server, not once in every worker.
-    training = ["torch._dynamo", "defenses.trainer"] if long else []
-    context.set_forkserver_preload(["torch", "robustbench_ext.engine", *training])
-    return context
-
-
-def make_executor(name: str, jobs: int, workers: int | None = None, long: bool = False) -> Executor:
-    """An executor by name: `serial`, `local` (one process per core), or `auto` (local where it helps).
+class WorkError(Exception):
+    """What went wrong in a job, as text: a model's own exceptions need not survive the way between processes.
 
     Args:
-        jobs: how many jobs there are; more workers than jobs are never started.
-        long: whether the jobs are long (training); a few short ones are not worth starting processes for.
-        workers: processes of `local`; the number of usable cores by default.
+        message: one line; trace: the text of the traceback.
+        fatal: no other job could do better (the disk is full), so the run stops.
     """
-    if name not in EXECUTORS:
-        raise ConfigError(unknown_name("executor", name, EXECUTORS))
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(workers or usable, jobs)
-    if name == "serial" or (name == "auto" and (usable < 2 or (jobs < 4 and not long))):
-        return SerialExecutor()
-    return ProcessPoolExecutor(max(1, count), _start_method(long), initializer=_worker)
+
+    def __init__(self, message: str, trace: str = "", fatal: bool = False) -> None:
+        super().__init__(message, trace, fatal)
+        self.message, self.trace, self.fatal = message, trace, fatal
 
 
-def run_jobs(
-    jobs: Sequence[Job],
-    work: Callable[[Any], Any],
-    executor: Executor,
-    on_done: Callable[[Job, Any], Failure | None],
-    on_failed: Callable[[Job, Failure], None],
-    on_tick: Callable[[list[Job]], None] = lambda running: None,
-) -> list[Failure]:
+@dataclass
+class Hooks:
+    """What the owner of the jobs is asked and told.
+
+    Attributes:
+        done: a job came back; it may answer with a failure: then the job counts as failed after all.
+        failed: a job raised, lost its workers, or cannot start.
+        lost: a job lost its worker and is given to another one.
+        tick: about once a second, with the jobs in flight.
+        is_free: whether another run that was at this job has ended it, or is gone.
+        progress: anything that changes when an unfinished job has got on, such as the time of its checkpoint.
+    """
+
+    done: Callable[[Job, Any], Failure | None]
+    failed: Callable[[Job, Failure], None]
+    lost: Callable[[Job, str], None] = lambda job, why: None
+    tick: Callable[[list[Job]], None] = lambda running: None
+    is_free: Callable[[Job], bool] = lambda job: True
+    progress: Callable[[Job], Any] = lambda job: None
+
+
+def run_jobs(jobs: Sequence[Job], work: Callable[[Any], Any], executor: Executor, hooks: Hooks) -> list[Failure]:
     """Run all jobs, each after those that it needs; returns the failures, in the order in which they came.
 
-    `on_done` may answer with a failure: then the job counts as failed after all. `on_tick` is called about once a
-    second with the jobs in flight, for progress.
+    A job that raises is a failure, and so is every job that needs it; the rest goes on. A job whose worker dies is given to
+    another one; after three that died without getting on, the job is taken for the cause, and is a failure too. A job that
+    another run is at (its result says `HELD`) is put aside until that run is through with it.
 
-    A job that raises is a failure, and so is every job that needs it; the rest goes on. A worker that dies (killed,
-    out of memory) ends the run with a message; what was computed is on disk.
+    Raises:
+        StoppedError: nothing can go on: the disk is full, or a foreign pool of processes is broken.
     """
-    waiting = {job.id: job for job in jobs}
-    known = set(waiting)
-    done: set[str] = set()
-    failed: dict[str, Failure] = {}
-    running: dict[Future[Any], Job] = {}
-    failures: list[Failure] = []
-
-    def fail(job: Job, failure: Failure) -> None:
-        failed[job.id] = failure
-        failures.append(failure)
-        on_failed(job, failure)
-
-    # One job in flight beyond each worker keeps a pool busy; for the serial executor submission is execution.
-    room = 1 if isinstance(executor, SerialExecutor) else 2 * int(getattr(executor, "_max_workers", 1))
-    try:
-        while waiting or running:
-            for job in list(waiting.values()):
-                if len(running) >= room:
-                    break
-                broken = [name for name in job.after if name in failed]
-                if broken:
-                    del waiting[job.id]
-                    fail(job, Failure(job.title, f"{NOT_STARTED}: it needs '{failed[broken[0]].job}', which failed"))
-                elif all(name in done or name not in known for name in job.after):
-                    del waiting[job.id]
-                    running[executor.submit(work, job.payload)] = job
-            if not running:
-                continue
-            finished = wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done
-            on_tick(list(running.values()))
-            for future in finished:
-                job = running.pop(future)
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    raise RobustBenchExtError(
-                        f"a worker process died (killed, out of memory, or the model ended it) during one of: "
-                        f"{'; '.join(j.title for j in [job, *running.values()])}. Everything computed so far is on disk: run "
-                        f"the same command again to go on, with --executor serial or a smaller batch_size if memory is short."
-                    ) from error
-                if error is None:
-                    refusal = on_done(job, future.result())
-                    if refusal is None:
-                        done.add(job.id)
-                    else:
-                        fail(job, refusal)
-                else:
-                    # A WorkError brings its message and the text of its traceback; anything else is the executor's own.
-                    message = str(error.args[0]) if len(error.args) == 2 else f"{type(error).__name__}: {error}"
-                    fail(job, Failure(job.title, message, _traceback(error)))
-    except BaseException:
-        for future in running:
-            future.cancel()
-        executor.shutdown(wait=False, cancel_futures=True)
-        raise
-    return failures
+    return _Running(jobs, work, executor, hooks).run()
 
 
-def _traceback(error: BaseException) -> str:
-    if len(error.args) == 2 and isinstance(error.args[1], str):
-        return error.args[1]  # a WorkError brings the text of the traceback from its own process
-    import traceback
+class _Running:
+    def __init__(self, jobs: Sequence[Job], work: Callable[[Any], Any], executor: Executor, hooks: Hooks) -> None:
+        self._work, self._executor, self._hooks = work, executor, hooks
+        if room_of(executor) > 1:
+            jobs = sorted(jobs, key=lambda job: -job.cost)
+        self._waiting = {job.id: job for job in jobs}
+        self._known = set(self._waiting)
+        self._aside: dict[str, Job] = {}
+        self._running: dict[Future[Any], Job] = {}
+        self._done: set[str] = set()
+        self._failed: dict[str, Failure] = {}
+        self._losses: dict[str, list[Any]] = {}
 
-    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    def run(self) -> list[Failure]:
+        try:
+            while self._waiting or self._running or self._aside:
+                self._start()
+                if self._running:
+                    finished = wait(self._running, timeout=1.0, return_when=FIRST_COMPLETED).done
+                    self._hooks.tick(list(self._running.values()))
+                    for future in finished:
+                        self._settle(self._running.pop(future), future)
+                elif self._aside:
+                    self._hooks.tick([])
+                    time.sleep(LOOK)
+                for job in [job for job in self._aside.values() if self._hooks.is_free(job)]:
+                    self._again(self._aside.pop(job.id))
+        except BaseException:
+            for future in self._running:
+                future.cancel()
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            raise
+        return list(self._failed.values())
+
+    def _start(self) -> None:
+        """Give out what can be started, as far as there is room."""
+        room = room_of(self._executor)
+        for job in list(self._waiting.values()):
+            if len(self._running) >= room:
+                break
+            broken = [name for name in job.after if name in self._failed]
+            if broken:
+                del self._waiting[job.id]
+                self._fail(
+                    job, Failure(job.title, f"{NOT_STARTED}: it needs '{self._failed[broken[0]].job}', which failed")
+                )
+            elif all(name in self._done or name not in self._known for name in job.after):
+                del self._waiting[job.id]
+                self._running[self._executor.submit(self._work, job.payload)] = job
+
+    def _settle(self, job: Job, future: Future[Any]) -> None:
+        error = future.exception()
+        if error is None:
+            facts = future.result()
+            if isinstance(facts, dict) and facts.get(HELD):
+                self._aside[job.id] = job
+                return
+            refusal = self._hooks.done(job, facts)
+            if refusal is None:
+                self._done.add(job.id)
+            else:
+                self._fail(job, refusal)
+        elif isinstance(error, LostWorker):
+            self._lose(job, str(error))
+        elif isinstance(error, BrokenProcessPool):
+            titles = "; ".join(j.title for j in [job, *self._running.values()])
+            raise StoppedError(
+                f"a process of the executor died (killed, out of memory, or the model ended it) during one of: {titles}. "
+                f"Everything computed so far is on disk: run the same again to go on, with the executor 'local' or 'serial', "
+                f"or a smaller batch_size if memory is short."
+            ) from error
+        elif isinstance(error, WorkError):
+            if error.fatal:
+                raise StoppedError(error.message) from error
+            self._fail(job, Failure(job.title, error.message, error.trace))
+        else:  # the executor's own
+            text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            self._fail(job, Failure(job.title, f"{type(error).__name__}: {error}", text))
+
+    def _lose(self, job: Job, why: str) -> None:
+        stamps = self._losses.setdefault(job.id, [])
+        stamp = self._hooks.progress(job)
+        if stamps and stamps[-1] != stamp:
+            stamps.clear()  # it got on between the two losses: not the job's fault
+        stamps.append(stamp)
+        if len(stamps) < LOSSES:
+            self._hooks.lost(job, why)
+            self._again(job)
+        else:
+            self._fail(
+                job,
+                Failure(
+                    job.title,
+                    f"{LOSSES} workers died while they had this work, one after the other; the last: {why}. If memory is "
+                    f"short, use fewer workers or a smaller batch_size; if the model ends its process, see what it does.",
+                ),
+            )
+
+    def _again(self, job: Job) -> None:
+        """Before all others: it has waited longest."""
+        self._waiting = {job.id: job, **self._waiting}
+
+    def _fail(self, job: Job, failure: Failure) -> None:
+        self._failed[job.id] = failure
+        self._hooks.failed(job, failure)

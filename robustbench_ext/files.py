@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +30,40 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def seal(file: Path) -> dict[str, Any]:
+    """What tells a file that was damaged later from the one that was written: its size and SHA-256."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def fits(file: Path, sealed: Mapping[str, Any]) -> bool:
+    """Whether a file is there and is the one that was sealed; what a damaged note says of it may be anything."""
+    try:
+        return bool(file.stat().st_size == sealed["bytes"] and seal(file)["sha256"] == sealed["sha256"])
+    except (OSError, KeyError, TypeError):
+        return False
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that there is no room left (a full disk, a used up quota).
+
+    Libraries that are not written in Python say so in words only.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, OSError) and current.errno in _FULL:
+            return True
+        if any(text in str(current) for text in ("No space left on device", "Disk quota exceeded", "(os error 28)")):
+            return True
+        current = current.__cause__ or current.__context__
+    return False

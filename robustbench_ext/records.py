@@ -8,7 +8,6 @@ missing, and is computed again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from robustbench_ext.errors import RobustBenchExtError
-from robustbench_ext.files import write_atomically
+from robustbench_ext.files import fits, seal, write_atomically
 
 
 class RecordStore:
@@ -39,10 +38,10 @@ class RecordStore:
             stamp = (stat.st_size, stat.st_mtime_ns)
             if self._verified.get(key) == stamp:
                 return True
-            meta = json.loads(note.read_text())
-            if meta["bytes"] != stat.st_size or meta["sha256"] != _digest(columns):
-                return False
-        except (OSError, ValueError, KeyError, TypeError):
+            meta = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        if not fits(columns, meta):
             return False
         self._verified[key] = stamp
         return True
@@ -51,8 +50,8 @@ class RecordStore:
         """Write a record; `meta` is kept beside it for people who want to know what a key stands for."""
         file, note = self._paths(key)
         write_atomically(file, lambda path: np.savez(path, allow_pickle=False, **columns))
-        text = json.dumps({"key": key, "bytes": file.stat().st_size, "sha256": _digest(file), **meta}, indent=1)
-        write_atomically(note, lambda path: path.write_text(text))
+        text = json.dumps({"key": key, **seal(file), **meta}, indent=1)
+        write_atomically(note, lambda path: path.write_text(text, encoding="utf-8"))
 
     def load(self, key: str) -> dict[str, np.ndarray]:
         """The columns of a record.
@@ -77,13 +76,5 @@ class RecordStore:
 
     def meta(self, key: str) -> dict[str, Any]:
         """What made a record."""
-        meta: dict[str, Any] = json.loads(self._paths(key)[1].read_text())
+        meta: dict[str, Any] = json.loads(self._paths(key)[1].read_text(encoding="utf-8"))
         return meta
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ A suite's data decides the task. Everything else - cells, keys, chunks, records,
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from robustbench_ext.checks import Check
 from robustbench_ext.conditions import Condition
 from robustbench_ext.data.base import Dataset, Split
+from robustbench_ext.files import fits
 from robustbench_ext.models import LoadedModel
 from robustbench_ext.probes import Probe
 from robustbench_ext.suite import ModelEntry
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from robustbench_ext.evaluate import Context
 
 Columns = dict[str, np.ndarray]
+FINISHED = "model.json"  # in a model's folder: written last
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,21 @@ class Training:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing left to train."""
-        return (self.folder / "model.json").is_file()
+        """Whether there is nothing left to train: it is finished, and its weights are those that were written."""
+        try:
+            described = json.loads((self.folder / FINISHED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        # What is fitted instead of trained has no weights, and earlier versions did not seal them.
+        sealed = described.get("weights")
+        return sealed is None or fits(self.folder / sealed["file"], sealed)
+
+    def discard_damaged(self) -> bool:
+        """Forget a finished model whose files are damaged, so that it is trained again; whether there was one."""
+        damaged = (self.folder / FINISHED).is_file() and not self.is_done
+        if damaged:
+            (self.folder / FINISHED).unlink()
+        return damaged
 
 
 class Task(ABC):

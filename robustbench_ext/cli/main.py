@@ -10,7 +10,7 @@ import typer
 from robustbench_ext import __version__
 from robustbench_ext.cli.check import check
 from robustbench_ext.cli.compare import compare
-from robustbench_ext.cli.console import USAGE, complain
+from robustbench_ext.cli.console import PARTIAL, USAGE, complain
 from robustbench_ext.cli.doctor import doctor
 from robustbench_ext.cli.export import export
 from robustbench_ext.cli.leaderboard import leaderboard
@@ -20,7 +20,8 @@ from robustbench_ext.cli.report import report
 from robustbench_ext.cli.rift import rift
 from robustbench_ext.cli.run import run as run_command
 from robustbench_ext.cli.train import train
-from robustbench_ext.errors import RobustBenchExtError
+from robustbench_ext.cli.work import work
+from robustbench_ext.errors import RobustBenchExtError, StoppedError
 
 app = typer.Typer(
     name="rbx",
@@ -41,6 +42,7 @@ app.command("report")(report)
 app.command("compare")(compare)
 app.command("export")(export)
 app.command("leaderboard")(leaderboard)
+app.command("work")(work)
 app.command("doctor")(doctor)
 
 
@@ -54,13 +56,16 @@ def _version(wanted: bool) -> None:
 def _options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
-    """Exit codes: 0 fine, 1 a check failed, 2 usage, 4 partial (some cells failed)."""
+    """Exit codes: 0 fine, 1 a check failed, 2 usage, 4 partial (some cells failed, or the run had to stop)."""
 
 
 def run() -> None:
     """Entry point: errors that users cause are a sentence and exit code 2, not a traceback."""
     try:
         app()
+    except StoppedError as error:
+        complain(str(error))
+        sys.exit(PARTIAL)
     except RobustBenchExtError as error:
         complain(str(error))
         sys.exit(USAGE)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from robustbench_ext.callbacks import Callback, Callbacks
 from robustbench_ext.cli.console import CHECK_FAILED, INTERRUPTED, PARTIAL, numbers, paragraph, percent, say
 from robustbench_ext.errors import ConfigError
+from robustbench_ext.settings import DETERMINISTIC, DEVICE, UNSAFE, changed
 
 if TYPE_CHECKING:
     from robustbench_ext.engine import RunSummary
@@ -32,15 +34,35 @@ def run(
         None, help="With --model: normalisation inside the model, such as 0.485,0.456,0.406."
     ),
     std: str | None = typer.Option(None, help="With --model: see --mean."),
-    executor: str = typer.Option("auto", help="serial, local (one process per core), or auto."),
-    workers: int | None = typer.Option(None, min=1, help="Processes of the local executor; one per core by default."),
+    executor: str = typer.Option(
+        "auto",
+        help="serial; local: one process per core or GPU; auto: local where it helps; dask, dask://HOST:PORT; slurm; ray, "
+        "ray://HOST:PORT; queue: workers started by `rbx work`.",
+    ),
+    workers: int | None = typer.Option(
+        None, min=1, help="Workers that the executor starts; one per core or GPU by default."
+    ),
+    executor_option: list[str] = typer.Option(
+        [], help="key=value for dask, slurm or ray, such as slurm_partition=gpu. Repeatable."
+    ),
+    device: str | None = typer.Option(None, help="auto, cpu, cuda, cuda:1, mps; by default $RBX_DEVICE, or auto."),
+    deterministic: bool = typer.Option(
+        False, "--deterministic", help="On a GPU: only algorithms that repeat bit by bit."
+    ),
+    track: list[str] = typer.Option(
+        [], help="mlflow, wandb or tensorboard, with :URI, :PROJECT or :FOLDER; or file.py:factory. Repeatable."
+    ),
+    allow_unsafe_load: bool = typer.Option(
+        False,
+        "--allow-unsafe-load",
+        help="Load model files that can run code (pickle:, pt2:). Only files that you trust.",
+    ),
     set_: list[str] = typer.Option([], "--set", help="Override: key=value, such as n=200. Repeatable."),
 ) -> None:
     """Run a suite: train what it trains, attack, measure, and write report.html, report.md and results.json.
 
     Example: rbx run quickstart --out runs/quickstart
     """
-    from reports import write_reports
     from robustbench_ext.engine import Progress, run_suite
     from robustbench_ext.suite import load_suite
 
@@ -54,14 +76,39 @@ def run(
     folder = out or Path("runs") / loaded.name
     lines = _Lines()
     progress = Progress(line=lines.cell, epoch=lines.epoch, running=lines.running, message=lines.message)
+    trackers = _trackers(track)
+    chosen = {
+        DEVICE: device,
+        DETERMINISTIC: "1" if deterministic else None,
+        UNSAFE: "1" if allow_unsafe_load else None,
+    }
+    told = _StaysOpen(trackers, lines.message)
     try:
-        summary = run_suite(loaded, folder, executor=executor, workers=workers, progress=progress)
+        with changed(**chosen):
+            summary = run_suite(
+                loaded,
+                folder,
+                executor=executor,
+                workers=workers,
+                executor_options=_options(executor_option),
+                callbacks=[told],
+                progress=progress,
+            )
+            lines.clear()
+            _finish(summary, folder, told)
     except KeyboardInterrupt:
         lines.clear()
         paragraph("interrupted. What was computed is kept: run the same command again to go on.")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         lines.clear()
+        told.end()
+
+
+def _finish(summary: RunSummary, folder: Path, told: Callbacks) -> None:
+    """The report, what the terminal says of the results, and the exit code."""
+    from reports import write_reports
+
     # A model that the preflight refused has no cells: then nothing was reused either, and "nothing to do" would mislead.
     idle = summary.computed == summary.trained == 0 and summary.reused > 0 and not summary.failures
     if idle:
@@ -74,6 +121,7 @@ def run(
     if not (idle and all(file.is_file() for file in written.values())):
         say("writing the report")
         written = write_reports(folder)
+    told.on_report(written)
     if summary.results.results:
         _print_summary(summary)
     for finding in summary.results.suspicions:
@@ -89,6 +137,35 @@ def run(
         raise typer.Exit(PARTIAL)
     if summary.verdict == "fail":
         raise typer.Exit(CHECK_FAILED)
+
+
+class _StaysOpen(Callbacks):
+    """Trackers that outlive `run_suite`: the report comes after it."""
+
+    def close(self) -> None:
+        """Not yet."""
+
+    def end(self) -> None:
+        """Now."""
+        super().close()
+
+
+def _trackers(specs: list[str]) -> list[Callback]:
+    if not specs:
+        return []
+    from robustbench_ext.trackers import tracker
+
+    return [tracker(spec) for spec in specs]
+
+
+def _options(given: list[str]) -> dict[str, str]:
+    options = {}
+    for option in given:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ConfigError(f"--executor-option {option}: expected key=value, such as slurm_partition=gpu")
+        options[name] = value
+    return options
 
 
 class _Lines:

@@ -34,7 +34,7 @@ from robustbench_ext.catalog import REGRESSORS
 from robustbench_ext.data.base import REGRESSION, Dataset
 from robustbench_ext.data.columns import Columns
 from robustbench_ext.errors import ConfigError, DataError, ModelError, RobustBenchExtError, unknown_name
-from robustbench_ext.files import write_atomically
+from robustbench_ext.files import seal, write_atomically
 from robustbench_ext.fingerprint import hash_arrays, key_of
 from robustbench_ext.models.contract import frozen_eval
 from robustbench_ext.models.loading import (
@@ -310,6 +310,7 @@ def train_regressor(
         curve, best = _fit(network, data, recipe, seed, on_epoch)
         _save(network, folder / WEIGHTS_FILE)
         said |= {"recipe": asdict(recipe), "selected": {"epoch": best, "by": "held_out", "on": "train"}, "curve": curve}
+        said["weights"] = {"file": WEIGHTS_FILE, **seal(folder / WEIGHTS_FILE)}
     write_atomically(finished, lambda file: file.write_text(json.dumps(said, indent=1)))  # last: it marks the folder
     return folder
 
