@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from robustbench_ext import __version__
 from robustbench_ext.callbacks import Callback, Callbacks
 from robustbench_ext.checks import verdict
 from robustbench_ext.data.given import given_dataset
@@ -26,7 +27,7 @@ from robustbench_ext.evaluate import CLEAN, GIVEN, Cell, Context, Given
 from robustbench_ext.execute import HELD, NOT_STARTED, Failure, Hooks, Job, WorkError, run_jobs
 from robustbench_ext.executors import CLUSTERS, make_executor
 from robustbench_ext.executors.worker import one_thread
-from robustbench_ext.files import is_disk_full, write_atomically
+from robustbench_ext.files import is_disk_full, remove_temporary, write_atomically
 from robustbench_ext.fingerprint import canonical_json
 from robustbench_ext.leases import Leases
 from robustbench_ext.preflight import refused
@@ -84,8 +85,8 @@ def work(payload: Payload) -> dict[str, Any]:
     """One job, in whatever process and on whatever machine.
 
     Args:
-        payload: kind, run folder, suite, what, and where it comes from (`run`, `cwd`, `settings`). What is a model's name for
-            the kinds "train" and "check", and the fields of a `Cell` for "cell".
+        payload: kind, run folder, suite, what, and where it comes from (`run`, `version`, `cwd`, `settings`). What is a
+            model's name for the kinds "train" and "check", and the fields of a `Cell` for "cell".
 
     Returns:
         What a progress line says. `reused` where everything was there already; `HELD` where another run is at it.
@@ -96,6 +97,7 @@ def work(payload: Payload) -> dict[str, Any]:
     kind, folder, suite, what, origin = payload
     with _ONE_AT_A_TIME:
         try:
+            _same_version(origin["version"])
             follow(origin["settings"])
             _go_to(origin["cwd"], folder)
             one_thread()
@@ -115,6 +117,15 @@ def work(payload: Payload) -> dict[str, Any]:
 def job_id(kind: str, what: Any) -> str:
     """The name of a piece of work, the same in every run of a folder."""
     return "|".join([kind, what] if isinstance(what, str) else [kind, *map(str, what)])
+
+
+def _same_version(version: str) -> None:
+    """Another version would look for, and write, records under other keys."""
+    if version != __version__:
+        raise ConfigError(
+            f"this worker ({socket.gethostname()}) has robustbench-ext {__version__}, the run has {version}. Install the same "
+            f"version on both."
+        )
 
 
 def _go_to(cwd: str, folder: str) -> None:
@@ -323,7 +334,7 @@ class _Runner:
         self._executor, self._workers, self._options = where
         self._suite = context.suite.model_dump(by_alias=True, mode="json")
         run = uuid.uuid4().hex
-        self._origin = {"run": run, "cwd": str(Path.cwd()), "settings": snapshot()}
+        self._origin = {"run": run, "version": __version__, "cwd": str(Path.cwd()), "settings": snapshot()}
         self._leases = Leases(context.folder, run)
         self._made: Executor | None = None
         self._waits: set[str] = set()
@@ -343,7 +354,9 @@ class _Runner:
             self._wave(jobs)
         finally:
             self._leave()
-            self._leases.clear()
+            if self._leases.clear():
+                # Nobody is writing: what has a temporary name was left by a process that was killed.
+                remove_temporary(self.context.store.folder, *(t.folder for _, t in trainings))
 
     def _leave_out_probes(self) -> None:
         """Go on without the probes whose members could not be trained or loaded."""

@@ -32,6 +32,13 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise
 
 
+def remove_temporary(*folders: Path) -> None:
+    """Remove what `write_atomically` could not, since its process was killed; nobody may be writing there meanwhile."""
+    for folder in folders:
+        for file in folder.glob(".*-*"):
+            file.unlink(missing_ok=True)
+
+
 def seal(file: Path) -> dict[str, Any]:
     """What tells a file that was damaged later from the one that was written: its size and SHA-256."""
     digest = hashlib.sha256()

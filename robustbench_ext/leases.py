@@ -137,10 +137,11 @@ class Leases:
             return True
         return False
 
-    def clear(self) -> None:
-        """Remove the folder, if nobody holds anything."""
+    def clear(self) -> bool:
+        """Remove the folder, if nobody holds anything; whether that is so."""
         with suppress(OSError):
             self.folder.rmdir()
+        return not self.folder.exists()
 
     # Files -----------------------------------------------------------------------------------------------------------
 

@@ -81,6 +81,8 @@ class SlurmExecutor(QueueExecutor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Close the queue; jobs end after what they have in hand, or are cancelled if nobody waits for it."""
+        if self._over.is_set():
+            return
         super().shutdown(wait, cancel_futures=cancel_futures)
         self._keeper.join()
         for job in self._jobs:
