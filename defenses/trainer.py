@@ -43,7 +43,11 @@ TRAINER_VERSION = 2
 
 @dataclass(frozen=True)
 class Architecture:
-    """The network to train, by its specification; `mean` and `std` are applied inside it."""
+    """The network to train, by its specification; `mean` and `std` are applied inside it.
+
+    Attributes:
+        start: the folder of a trained model of the same network, whose weights training starts from.
+    """
 
     spec: str
     shape: tuple[int, int, int]
@@ -51,9 +55,12 @@ class Architecture:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     kwargs: dict[str, Any] | None = None
+    start: str | None = None
 
     def build(self, seed: int) -> nn.Module:
         """The network; reference networks get other weights for another seed, given weights and factories stay."""
+        if self.start is not None:
+            return load_model(self.start).module
         return load_model(
             self.spec,
             shape=self.shape,
@@ -63,6 +70,14 @@ class Architecture:
             kwargs=self.kwargs,
             seed=seed,
         ).module
+
+    def described(self) -> dict[str, Any]:
+        """As it stands in keys and in model.json: where a start lies is no part of it, which one it is is another entry."""
+        return {name: value for name, value in asdict(self).items() if name != "start"}
+
+    def weights(self, seed: int) -> str:
+        """A key of the weights before training. A start's folder is called by its content key, so it need not be there yet."""
+        return fingerprint_module(self.build(seed)) if self.start is None else f"start {Path(self.start).name}"
 
 
 def training_key(
@@ -76,8 +91,8 @@ def training_key(
             "kind": "training",
             "version": TRAINER_VERSION,
             "defense": defense.spec(),
-            "architecture": asdict(architecture),
-            "weights": fingerprint_module(architecture.build(seed)),
+            "architecture": architecture.described(),
+            "weights": architecture.weights(seed),
             "recipe": asdict(recipe),
             "train": data["train"].fingerprint(),
             "calibration": data["calibration"].fingerprint(),
@@ -405,7 +420,7 @@ class _Training:
         description = {
             "key": self.key,
             "defense": self.defense.spec(),
-            "architecture": asdict(self.architecture),
+            "architecture": self.architecture.described(),
             "recipe": asdict(self.recipe),
             "data": self.data.describe(),
             "seed": self.seed,

@@ -286,6 +286,18 @@ REGRESSORS = Registry(
     (Entry("mlp", f"{_M}.mlp:mlp", "multilayer perceptron behind standardised inputs and targets"),),
 )
 
+MAKERS = Registry(
+    "maker",
+    "makers",
+    (
+        Entry(
+            "soup",
+            "defenses.soups:Soup",
+            "mean weights of models that were fine-tuned from one start: all of them, or greedy (Wortsman 2022)",
+        ),
+    ),
+)
+
 DEFENSES = Registry(
     "defense",
     "defenses",
@@ -453,6 +465,7 @@ ALL = {
     "attacks": ATTACKS,
     "corruptions": CORRUPTIONS,
     "defenses": DEFENSES,
+    "makers": MAKERS,
     "detectors": DETECTORS,
     "uq": ESTIMATORS,
     "intervals": REGRESSION_ESTIMATORS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,28 +33,56 @@ class Classification(Task):
 
     # Models ----------------------------------------------------------------------------------------------------------
 
-    def training(self, entry: ModelEntry, models: Path) -> Training:
+    def training(self, entry: ModelEntry, models: Path, others: Mapping[str, Training]) -> Training:
         from defenses.recipes import plan
         from defenses.trainer import Architecture, train, training_key
 
         told = entry.train
-        assert told is not None  # noqa: S101 - the engine asks for entries with `train` only
+        if told is None:
+            return self._making(entry, models, others)
         if not told.defense:
             raise ConfigError(f"model '{entry.name}': train: missing defense, for example defense: standard")
         try:
             made = plan(told.defense_name(), told.recipe, told.defense_options(), told.network, told.kwargs)
         except ConfigError as error:
             raise ConfigError(f"model '{entry.name}': {error}") from None
+        start = None if told.start is None else others[told.start]
+        if start is not None and told.network not in (None, start.spec):
+            raise ConfigError(
+                f"model '{entry.name}': it starts from '{told.start}', whose network is {start.spec}; leave out network"
+            )
         kwargs = dict(made.kwargs) or None
         classes = len(self.data.classes)
         architecture = Architecture(made.network, self.data.shape, classes, entry.mean, entry.std, kwargs)
+        if start is not None:
+            architecture = replace(start.architecture, start=str(start.folder))
         key = training_key(made.defense, architecture, self.data, made.recipe, told.seed)
         folder = models / key
 
         def run(on_epoch: Callable[[dict[str, Any]], None]) -> None:
             train(made.defense, architecture, self.data, made.recipe, folder, told.seed, on_epoch)
 
-        return Training(made.network, folder, made.recipe.epochs, lambda: architecture.build(0), run)
+        fresh = start.fresh if start is not None else lambda: architecture.build(0)
+        return Training(architecture.spec, folder, made.recipe.epochs, fresh, run, entry.needs, architecture)
+
+    def _making(self, entry: ModelEntry, models: Path, others: Mapping[str, Training]) -> Training:
+        from defenses.making import make, make_key
+        from robustbench_ext.attacks.base import build
+        from robustbench_ext.catalog import MAKERS
+
+        told = entry.make
+        assert told is not None  # noqa: S101 - an entry has a spec, train or make
+        if entry.mean is not None or entry.std is not None:
+            raise ConfigError(f"model '{entry.name}': it is made of {', '.join(told.of)} and normalises as they do")
+        maker = build(MAKERS.load(told.name), told.name, told.options())
+        members = [others[name] for name in told.of]
+        folder = models / make_key(maker, [m.folder for m in members], self.data, told.seed)
+
+        def run(on_epoch: Callable[[dict[str, Any]], None]) -> None:
+            make(maker, dict(zip(told.of, (m.folder for m in members), strict=True)), self.data, folder, told.seed)
+
+        first = members[0]
+        return Training(first.spec, folder, 0, first.fresh, run, told.of, first.architecture)
 
     def load(self, entry: ModelEntry) -> LoadedModel:
         return load_model(

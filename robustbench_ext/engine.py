@@ -345,7 +345,13 @@ class _Runner:
         """Do all that is missing."""
         trainings = self.context.training.items()
         try:
-            self._wave([self._job("train", name) for name, training in trainings if not training.is_done])
+            self._wave(
+                [
+                    self._job("train", name, needs=frozenset(job_id("train", needed) for needed in training.needs))
+                    for name, training in trainings
+                    if not training.is_done
+                ]
+            )
             self._leave_out_probes()
             jobs = []
             for name in self.context.evaluated:
@@ -420,7 +426,8 @@ class _Runner:
     def _job(
         self, kind: str, what: Any, title: str = "", needs: frozenset[str] = frozenset(), cost: float = float("inf")
     ) -> Job:
-        title = title or f"{what} · {'preflight' if kind == 'check' else 'training'}"
+        made = kind == "train" and self.context.entry(what).make is not None
+        title = title or f"{what} · {'preflight' if kind == 'check' else 'making' if made else 'training'}"
         # Of training, the longest first; all epochs are taken to be equal.
         cost = self.context.training[what].epochs if kind == "train" else cost
         payload = (kind, str(self.context.folder), self._suite, what, self._origin)

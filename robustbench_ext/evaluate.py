@@ -91,6 +91,8 @@ class Context:
         self._readers: dict[str, Any] = {}
         self._fitted: dict[tuple[str, str], Any] = {}
         self._unfit_keys: dict[tuple[str, str], str] = {}
+        self._keys: dict[Cell, str] = {}
+        self._probe_keys: dict[tuple[Cell, str], str] = {}
         self._splits: dict[tuple[str, str], Split] = {}
         self._validations: dict[str, ValidationData] = {}
 
@@ -139,9 +141,12 @@ class Context:
 
     @cached_property
     def training(self) -> dict[str, Training]:
-        """Every model that the run trains itself."""
-        trained = [entry for entry in self.suite.models if entry.train is not None]
-        return {entry.name: self.task.training(entry, self.folder / "models") for entry in trained}
+        """Every model that the run trains, or makes of others."""
+        found: dict[str, Training] = {}
+        for entry in self.suite.models:
+            if entry.spec is None:
+                found[entry.name] = self.task.training(entry, self.folder / "models", found)
+        return found
 
     def model(self, name: str) -> LoadedModel:
         """The model, loaded once per process."""
@@ -237,7 +242,9 @@ class Context:
 
     def observation_key(self, cell: Cell) -> str:
         """The key of a cell's observations."""
-        return fingerprint.key_of(self.observation_identity(cell))
+        if cell not in self._keys:  # asked for many times, and every time all ids of the cell would be hashed
+            self._keys[cell] = fingerprint.key_of(self.observation_identity(cell))
+        return self._keys[cell]
 
     def fit_cells(self, model: str, split: str) -> list[Cell]:
         """The cells whose observations probes are fitted on."""
@@ -273,7 +280,9 @@ class Context:
 
     def probe_key(self, cell: Cell, probe: Probe) -> str:
         """The key of a probe's outputs in a cell."""
-        return fingerprint.key_of(self.probe_identity(cell, probe))
+        if (cell, probe.label) not in self._probe_keys:
+            self._probe_keys[cell, probe.label] = fingerprint.key_of(self.probe_identity(cell, probe))
+        return self._probe_keys[cell, probe.label]
 
     def probe(self, label: str) -> Probe:
         """The probe of that label."""

@@ -132,13 +132,15 @@ def _describe(context: Context, name: str) -> dict[str, Any]:
     entry, loaded = context.entry(name), context.model(name)
     about: dict[str, Any] = {
         "name": name,
-        "spec": entry.spec if entry.train is None else context.training[entry.name].spec,
+        "spec": entry.spec if entry.spec is not None else context.training[entry.name].spec,
         "fingerprint": loaded.fingerprint,
         "parameters": sum(p.numel() for p in loaded.module.parameters()),
         "notes": list(loaded.notes),
     }
     if entry.replicate_of is not None:
         about["replicate_of"] = entry.replicate_of
+    if entry.make is not None:
+        about["made"] = json.loads((context.training[name].folder / "model.json").read_text(encoding="utf-8"))["made"]
     if entry.train is not None:
         described = json.loads((context.training[name].folder / "model.json").read_text())
         told = ("defense", "regressor", "recipe", "seed", "selected", "alarm", "curve")

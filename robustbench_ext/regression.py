@@ -99,9 +99,10 @@ class Regression(Task):
 
     # Models ----------------------------------------------------------------------------------------------------------
 
-    def training(self, entry: ModelEntry, models: Path) -> Training:
+    def training(self, entry: ModelEntry, models: Path, others: Mapping[str, Training]) -> Training:
         told, what = entry.train, f"model '{entry.name}'"
-        assert told is not None  # noqa: S101 - the engine asks for entries with `train` only
+        if told is None or told.start is not None:
+            raise ConfigError(f"{what}: start and make are for classifiers; regressors are trained from fresh weights")
         if told.defense_name() not in ("", "standard") or told.defense_options():
             raise ConfigError(
                 f"{what}: defense '{told.defense_name()}' trains classifiers. Leave it out: regressors are trained by least "

@@ -37,6 +37,7 @@ class Training(_Strict):
         seed: of the weights, the data order and the attack's starts.
         seeds: instead of `seed`, several: a number k, for 0 to k - 1, or a list. The entry NAME becomes one model per seed,
             `NAME seed 0` and so on, and the results also say what they have in common: mean and interval over seeds.
+        start: another model of the suite, whose trained weights this one starts from (fine-tuning); its network is taken too.
         recipe: the name of a bundled recipe (`rbx list recipes`), or options of `defenses.recipe.Recipe`, such as
             epochs, lr, eps, attack_steps, in which `name` may name one to start from. Of regressors, options of
             `models.tabular.RegressorRecipe`.
@@ -45,6 +46,7 @@ class Training(_Strict):
     defense: str | dict[str, Any] | None = None
     network: str | None = None
     kwargs: dict[str, Any] = Field(default_factory=dict)
+    start: str | None = None
     seed: int = 0
     recipe: str | dict[str, Any] = Field(default_factory=dict)
 
@@ -59,8 +61,29 @@ class Training(_Strict):
         return {k: v for k, v in self.defense.items() if k != "name"} if isinstance(self.defense, dict) else {}
 
 
+class Making(_Strict):
+    """A model that the run makes out of others of the suite, without training: averaged, patched, corrected.
+
+    Attributes:
+        name: of the method, such as `soup` (`rbx list makers`).
+        of: the models that it is made of; an entry with `seeds` stands for all of its models.
+        seed: of what is random about it.
+    All other keys are options of the method.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    of: tuple[str, ...] = Field(min_length=1)
+    seed: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """The method's options."""
+        return dict(self.model_extra or {})
+
+
 class ModelEntry(_Strict):
-    """One model of a suite: either `spec` (a model that exists) or `train` (one that the run trains).
+    """One model of a suite: `spec` (it exists), `train` (the run trains it) or `make` (the run makes it of others).
 
     Attributes:
         evaluate: false for a model that only serves as a member of an ensemble.
@@ -71,6 +94,7 @@ class ModelEntry(_Strict):
     name: str
     spec: str | None = None
     train: Training | None = None
+    make: Making | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     weights: str | None = None
@@ -82,9 +106,16 @@ class ModelEntry(_Strict):
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelEntry:
-        if (self.spec is None) == (self.train is None):
-            raise ValueError(f"model '{self.name}': expected either 'spec' or 'train'")
+        if sum(origin is not None for origin in (self.spec, self.train, self.make)) != 1:
+            raise ValueError(f"model '{self.name}': expected one of 'spec', 'train' and 'make'")
         return self
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The models of the suite that must be there before this one."""
+        if self.make is not None:
+            return self.make.of
+        return (self.train.start,) if self.train is not None and self.train.start is not None else ()
 
 
 class Suite(_Strict):
@@ -128,11 +159,25 @@ class Suite(_Strict):
         doubled = {name for name in names if names.count(name) > 1}
         if doubled:
             raise ValueError(f"model names must differ; used twice: {', '.join(sorted(doubled))}")
+        self._order(names)
         if self.baseline is not None and self.baseline not in [m.name for m in self.models if m.evaluate]:
             raise ValueError(f"baseline '{self.baseline}' is none of the models that are evaluated: {', '.join(names)}")
         if not any(model.evaluate for model in self.models):
             raise ValueError("every model has evaluate: false, so there is nothing to do")
         return self
+
+    def _order(self, names: Sequence[str]) -> None:
+        """Models that others are made of come first: then no circle is possible, and a reader sees what stands on what."""
+        for i, model in enumerate(self.models):
+            for needed in model.needs:
+                if needed not in names:
+                    raise ValueError(f"model '{model.name}': {unknown_name('model', needed, names)}")
+                if needed not in names[:i]:
+                    raise ValueError(f"model '{model.name}' needs '{needed}': write '{needed}' before it")
+                if self.models[names.index(needed)].spec is not None:
+                    raise ValueError(
+                        f"model '{model.name}' needs '{needed}', which has a spec; expected one that the run trains or makes"
+                    )
 
 
 def _with_seeds(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,8 +212,14 @@ def _with_seeds(content: Mapping[str, Any]) -> dict[str, Any]:
         lists = {k: v for k, v in part.items() if k in ("only", "members") and isinstance(v, (list, tuple))}
         return {**part, **{k: [m for name in v for m in made.get(name, [name])] for k, v in lists.items()}}
 
+    def of(entry: Any) -> Any:
+        make = entry.get("make") if isinstance(entry, Mapping) else None
+        if not isinstance(make, Mapping) or not isinstance(make.get("of"), (list, tuple)):
+            return entry
+        return {**entry, "make": {**make, "of": [m for name in make["of"] for m in made.get(name, [name])]}}
+
     parts = {k: [named(part) for part in content[k]] for k in ("conditions", "detectors", "uq") if content.get(k)}
-    return {**content, **parts, "models": models}
+    return {**content, **parts, "models": [of(entry) for entry in models]}
 
 
 def bundled_suites() -> dict[str, Path]:
@@ -250,6 +301,8 @@ def _explain(error: ValidationError) -> str:
             owner = Training if "train" in first["loc"][:-1] else ModelEntry
         names = [field.alias or name for name, field in owner.model_fields.items()]
         return f"at {where}: " + unknown_name("key", str(first["loc"][-1]), names)
+    if first["type"] == "value_error":  # our own: it names what was given, and the input may be the whole suite
+        return f"{f'at {where}: ' if where else ''}{first['ctx']['error']}"
     given = "" if first["type"] == "missing" else f", got {first['input']!r}"
     return f"at {where or 'top level'}: {first['msg']}{given}"
 

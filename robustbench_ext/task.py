@@ -38,7 +38,9 @@ class Training:
     Attributes:
         spec: of its network.
         folder: where its weights are kept, or will be; `model.json` in it marks it as finished.
+        needs: models of the suite that must be finished before it.
         epochs: of the whole training; 0 where it has none.
+        architecture: of a classifier, `defenses.trainer.Architecture`.
         fresh: gives the network with fresh weights.
         run: trains into the folder; its argument is called with every epoch's row of the curve.
     """
@@ -48,6 +50,8 @@ class Training:
     epochs: int
     fresh: Callable[[], nn.Module]
     run: Callable[[Callable[[dict[str, Any]], None]], None]
+    needs: tuple[str, ...] = ()
+    architecture: Any = None
 
     @property
     def is_done(self) -> bool:
@@ -89,8 +93,11 @@ class Task(ABC):
     # Models ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def training(self, entry: ModelEntry, models: Path) -> Training:
-        """What it takes to train an entry with `train`, into a folder under `models`."""
+    def training(self, entry: ModelEntry, models: Path, others: Mapping[str, Training]) -> Training:
+        """What it takes to train an entry with `train`, or to make one with `make`, into a folder under `models`.
+
+        `others` are the entries before it that the run trains or makes.
+        """
 
     @abstractmethod
     def load(self, entry: ModelEntry) -> LoadedModel:

@@ -60,7 +60,7 @@ def minimal(**more):
         (minimal(conditons=[]), "unknown key 'conditons'. Did you mean 'conditions'"),
         (minimal(models=[{"name": "m", "spc": "x"}]), "unknown key 'spc'. Did you mean 'spec'"),
         (minimal(models=[{"name": "m", "train": {"defence": "trades"}}]), "Did you mean 'defense'|defense"),
-        (minimal(models=[{"name": "m"}]), "expected either 'spec' or 'train'"),
+        (minimal(models=[{"name": "m"}]), "expected one of 'spec', 'train' and 'make'"),
         (minimal(models=[{"name": "m", "spec": "a"}, {"name": "m", "spec": "b"}]), "names must differ"),
         (minimal(models=[]), "models"),
         (minimal(n=0), "at n: .*got 0"),
