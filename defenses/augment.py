@@ -1,5 +1,5 @@
-"""Random views of training images: shifted crops, mirror images, Cutout (DeVries, Taylor, 2017, arXiv 1708.04552) and
-CutMix (Yun et al., ICCV 2019, arXiv 1905.04899).
+"""Random views of training images: corruptions, shifted crops, mirror images, Cutout (DeVries, Taylor, 2017, arXiv 1708.04552)
+and CutMix (Yun et al., ICCV 2019, arXiv 1905.04899).
 
     CutMix:  x~_i = x_i outside a box, x_j inside it;  y~_i = lambda_i y_i + (1 - lambda_i) y_j,
              lambda ~ Beta(alpha, alpha); the box has sides sqrt(1 - lambda) H and sqrt(1 - lambda) W, its centre is a
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defenses.base import at_least, one_of, read_booleans, share
+from robustbench_ext.catalog import CORRUPTIONS
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.numbers import read_numbers
 from robustbench_ext.randomness import SampleRandom
@@ -40,6 +41,10 @@ class Augmentation:
             published code erases after normalisation, that is to the data set's mean colour.)
         cutmix: alpha of CutMix's Beta(alpha, alpha), 1 in the paper; 0 for none.
         cutmix_prob: probability that a sample is mixed at all; published: 0.5 on CIFAR, 1 on ImageNet.
+        corruptions: names of corruptions (`rbx list corruptions`), one of which each image gets, chosen anew in every epoch;
+            before everything else.
+        severity: of the corruptions, 1 to 5.
+        corruption_prob: probability that an image is corrupted at all.
     """
 
     crop: int = 0
@@ -48,6 +53,9 @@ class Augmentation:
     cutout: int = 0
     cutmix: float = 0.0
     cutmix_prob: float = 1.0
+    corruptions: tuple[str, ...] = ()
+    severity: int = 5
+    corruption_prob: float = 1.0
 
     def __post_init__(self) -> None:
         read_numbers(self, "augmentation")
@@ -55,18 +63,25 @@ class Augmentation:
         read_booleans(self, "augmentation")
         for name in ("crop", "cutout", "cutmix"):
             at_least(getattr(self, name), 0, f"augmentation: {name}")
-        share(self.cutmix_prob, "augmentation: cutmix_prob")
+        for name in ("cutmix_prob", "corruption_prob"):
+            share(getattr(self, name), f"augmentation: {name}")
+        names = (self.corruptions,) if isinstance(self.corruptions, str) else tuple(map(str, self.corruptions))
+        object.__setattr__(self, "corruptions", names)
+        for name in names:
+            CORRUPTIONS.get(name)
+        if names and self.severity not in (1, 2, 3, 4, 5):
+            raise ConfigError(f"augmentation: severity = {self.severity}, expected 1, 2, 3, 4 or 5")
 
     def augment(self, x: Tensor, random: SampleRandom, step: int) -> Tensor:
-        """Crop, flip, then Cutout.
+        """Corrupt, crop, flip, then Cutout.
 
         Args:
-            x: (B, C, H, W) in [0, 1]; not changed. Returned as it is where all three are off.
+            x: (B, C, H, W) in [0, 1]; not changed. Returned as it is where all of them are off.
             random: of these B samples, on the device of x.
             step: the epoch; another step gives another view.
 
         Returns:
-            (B, C, H, W): pixels of the image itself, and zeros.
+            (B, C, H, W): pixels of the image (corrupted or not), and zeros.
 
         Raises:
             ConfigError: a crop or square too large for the image, or random numbers of other samples.
@@ -81,6 +96,8 @@ class Augmentation:
             raise ConfigError(
                 f"augmentation: cutout = {self.cutout} for images of {x.shape[2]}x{x.shape[3]}, expected at most {side}"
             )
+        if self.corruptions:
+            x = self._corrupt(x, random, step)
         if self.crop:
             offsets = _integers(random.child("crop"), (2 * self.crop + 1, 2 * self.crop + 1), step)
             x = windows(x, self.crop, self.crop_mode, offsets)
@@ -91,6 +108,18 @@ class Augmentation:
             centres = _integers(random.child("cutout"), x.shape[2:], step)
             sides = torch.full_like(centres, self.cutout)
             x = torch.where(boxes(centres, sides, x.shape[2], x.shape[3])[:, None], 0.0, x)
+        return x
+
+    def _corrupt(self, x: Tensor, random: SampleRandom, step: int) -> Tensor:
+        x = x.clone()
+        chosen = _integers(random.child("corruption"), (len(self.corruptions),), step)[:, 0]
+        touched = torch.from_numpy(_unit(random.child("corruption/prob"), step) < self.corruption_prob).to(x.device)
+        for i, name in enumerate(self.corruptions):
+            rows = ((chosen == i) & touched).nonzero()[:, 0]
+            if len(rows):
+                # A corruption draws from the stream's first words: another epoch needs a stream of its own.
+                own = random.select(rows).child(f"corruption/{name}/{step}")
+                x[rows] = CORRUPTIONS.load(name)(x[rows], self.severity, own)
         return x
 
     def mix(self, x: Tensor, y: Tensor, num_classes: int, random: SampleRandom, step: int) -> tuple[Tensor, Tensor]:

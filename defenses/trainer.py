@@ -39,6 +39,7 @@ __all__ = ["Architecture", "Recipe", "train", "training_key"]
 
 CHECKPOINT_FILE = "checkpoint.pt"
 TRAINER_VERSION = 2
+CORRUPTING = ("corruptions", "severity", "corruption_prob")
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,20 @@ def training_key(
             "defense": defense.spec(),
             "architecture": architecture.described(),
             "weights": architecture.weights(seed),
-            "recipe": asdict(recipe),
+            "recipe": _recipe_key(recipe),
             "train": data["train"].fingerprint(),
             "calibration": data["calibration"].fingerprint(),
             "seed": seed,
         }
     )
+
+
+def _recipe_key(recipe: Recipe) -> dict[str, Any]:
+    """All options that the weights depend on; those of corruptions only where there are any."""
+    told = asdict(recipe)
+    if not recipe.augmentation.corruptions:
+        told["augmentation"] = {k: v for k, v in told["augmentation"].items() if k not in CORRUPTING}
+    return told
 
 
 def train(

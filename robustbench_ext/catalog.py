@@ -295,6 +295,11 @@ MAKERS = Registry(
             "defenses.soups:Soup",
             "mean weights of models that were fine-tuned from one start: all of them, or greedy (Wortsman 2022)",
         ),
+        Entry(
+            "weight-signature",
+            "defenses.weight_patch:WeightSignature",
+            "what training on corruptions adds to the weights, as patches to put on and take off (2302.12480)",
+        ),
     ),
 )
 
