@@ -300,6 +300,11 @@ MAKERS = Registry(
             "defenses.weight_patch:WeightSignature",
             "what training on corruptions adds to the weights, as patches to put on and take off (2302.12480)",
         ),
+        Entry(
+            "weight-align",
+            "defenses.head_align:WeightAlign",
+            "the last layer's rows of frequent classes shortened to the others' length (Zhao 2020)",
+        ),
     ),
 )
 
