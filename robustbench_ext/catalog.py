@@ -320,6 +320,7 @@ DEFENSES = Registry(
         Entry("gairat", "defenses.gairat:GAIRAT", "weights by how many steps the attack needs (Zhang 2021)"),
         Entry("mail", "defenses.mail:MAIL", "weights by the probability margin under attack (Wang 2021)"),
         Entry("weat", "defenses.weat:WEAT", "TRADES with samples weighted by their energy (Mirza 2024)"),
+        Entry("reweight", "defenses.reweight:Reweight", "bounded weights by loss: a control for weat and done (Sow 2025)"),
         Entry("done", "defenses.done:DONE", "doubly robust: worst-case weights, bilevel step with barrier (Sow 2024)"),
         Entry("srat", "defenses.srat:SRAT", "class weights and separated features for imbalanced data (Wang 2021)"),
         Entry(
