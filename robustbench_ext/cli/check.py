@@ -9,6 +9,7 @@ import typer
 
 from robustbench_ext.cli.console import CHECK_FAILED, numbers
 from robustbench_ext.errors import ConfigError
+from robustbench_ext.settings import DEVICE, UNSAFE, changed
 
 MARKS = {"pass": "ok   ", "doubt": "DOUBT", "fail": "FAIL "}
 
@@ -20,6 +21,8 @@ def check(
     std: str | None = typer.Option(None, help="See --mean."),
     weights: str | None = typer.Option(None, help="A safetensors file, or published weights of torchvision's."),
     n: int = typer.Option(64, min=2, help="Samples to look at."),
+    device: str | None = typer.Option(None, help="auto, cpu, cuda, cuda:1, mps; by default $RBX_DEVICE, or auto."),
+    allow_unsafe_load: bool = typer.Option(False, "--allow-unsafe-load", help="As in `rbx run`."),
     as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
 ) -> None:
     """Check whether numbers of this model on this data can be trusted: input range, mode, determinism, logits,
@@ -34,16 +37,17 @@ def check(
         model = rest  # NAME=SPEC, as `rbx run` takes it
     if (mean is None) != (std is None):
         raise ConfigError("--mean and --std go together: give both, or neither")
-    dataset = load_dataset(data)
-    loaded = load_model(
-        model,
-        shape=dataset.shape,
-        num_classes=len(dataset.classes),
-        mean=numbers(mean, "--mean"),
-        std=numbers(std, "--std"),
-        weights=weights,
-    )
-    checks = preflight(loaded.module, dataset["test"], n)
+    with changed(**{DEVICE: device, UNSAFE: "1" if allow_unsafe_load else None}):
+        dataset = load_dataset(data)
+        loaded = load_model(
+            model,
+            shape=dataset.shape,
+            num_classes=len(dataset.classes),
+            mean=numbers(mean, "--mean"),
+            std=numbers(std, "--std"),
+            weights=weights,
+        )
+        checks = preflight(loaded.module, dataset["test"], n)
     result = verdict(checks)
     if as_json:
         report = {"model": model, "data": data, "verdict": result, "notes": list(loaded.notes)}

@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from robustbench_ext.cli.console import numbers, say
+from robustbench_ext.settings import DEVICE, UNSAFE, changed
 
 
 def plan(
@@ -19,6 +20,8 @@ def plan(
     mean: str | None = typer.Option(None, help="As in `rbx run`."),
     std: str | None = typer.Option(None, help="As in `rbx run`."),
     set_: list[str] = typer.Option([], "--set", help="As in `rbx run`."),
+    device: str | None = typer.Option(None, help="As in `rbx run`."),
+    allow_unsafe_load: bool = typer.Option(False, "--allow-unsafe-load", help="As in `rbx run`."),
     as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
 ) -> None:
     """List the cells of a suite with their cost: passes per sample, and seconds from a measured warm-up. Nothing runs.
@@ -32,9 +35,10 @@ def plan(
     loaded = load_suite(
         suite, models=model, data=data, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), settings=set_
     )
-    context = Context(loaded, out or Path("runs") / loaded.name)
-    context.validate()
-    cells = make_plan(context)
+    with changed(**{DEVICE: device, UNSAFE: "1" if allow_unsafe_load else None}):
+        context = Context(loaded, out or Path("runs") / loaded.name)
+        context.validate()
+        cells = make_plan(context)
     if as_json:
         print(json.dumps([asdict(cell) for cell in cells], indent=1))
         return
