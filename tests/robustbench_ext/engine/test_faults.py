@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -111,6 +110,8 @@ def test_the_command_line_says_it_and_ends_with_4(finished, tmp_path, tiny_suite
         "--executor",
         "local",
     ]
+
+    import resource  # not on Windows
 
     def small_files():  # the nearest thing to a full disk that needs no disk: files end at 2,000 bytes
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
