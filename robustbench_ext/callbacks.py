@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,9 @@ class Callbacks(Callback):
                 getattr(callback, hook)(*args)
             except Exception as error:  # foreign code: a tracker that is down must not cost a night of attacks
                 self._callbacks.remove(callback)
+                if hook != "close":
+                    with suppress(Exception):  # it has said what was wrong already
+                        callback.close()
                 self._say(
                     f"{callback.name}: {hook} raised {type(error).__name__}: {error}. The run goes on without {callback.name}."
                 )
