@@ -88,7 +88,7 @@ def base_model(
             raise ConfigError(
                 f"{name} is a folder that names its network's arguments itself: leave {', '.join(kwargs)} out"
             )
-        described = json.loads((folder / RECIPE_FILE).read_text())
+        described = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
         key = described.get("key") if name == spec.strip() and weights is None else None
         if plain:  # the folder's own architecture: the new folder does not depend on the old one
             architecture = _architecture(described["architecture"])
@@ -167,7 +167,7 @@ def rift_checkpoint(
     recipe, watcher, out = recipe or RiFTRecipe(), watcher or Watcher(), Path(out)
     key = rift_key(base, data, recipe, seed)
     if (out / RECIPE_FILE).is_file():
-        if json.loads((out / RECIPE_FILE).read_text())["key"] != key:
+        if json.loads((out / RECIPE_FILE).read_text(encoding="utf-8"))["key"] != key:
             raise ConfigError(
                 f"{out} holds another model (other options, base, data or seed). Give another --out, or remove the folder. "
                 f"Copy its {MODULES_FILE} into the new one to keep the criticality of its modules, where nothing that it "
@@ -223,7 +223,7 @@ class _Kept(Watcher):
         self._file, self._key, self._told = file, key, told
         self.modules: dict[str, ModuleCriticality] = {}
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(encoding="utf-8"))
             if content["key"] == key:
                 rows = [ModuleCriticality(**row) for row in content["modules"]]
                 self.modules = {m.name: replace(m, shape=tuple(m.shape), losses=tuple(m.losses)) for m in rows}
@@ -239,7 +239,7 @@ class _Kept(Watcher):
 
 
 def _write_json(file: Path, content: Any) -> None:
-    write_atomically(file, lambda f: f.write_text(json.dumps(content, indent=1)))
+    write_atomically(file, lambda f: f.write_text(json.dumps(content, indent=1), encoding="utf-8"))
 
 
 def _publish(out: Path, state: State, description: dict[str, Any]) -> None:

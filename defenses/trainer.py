@@ -154,7 +154,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     finished = out / RECIPE_FILE
     if finished.is_file():
-        if json.loads(finished.read_text())["key"] != key:
+        if json.loads(finished.read_text(encoding="utf-8"))["key"] != key:
             raise ConfigError(
                 f"{out} holds a model of another training run (other recipe, data, network or seed). "
                 f"Give another --out, or remove the folder."
@@ -438,7 +438,8 @@ class _Training:
             "curve": p.curve,
             "weights": {"file": WEIGHTS_FILE, **seal(self.out / WEIGHTS_FILE)},
         }
-        write_atomically(self.out / RECIPE_FILE, lambda file: file.write_text(json.dumps(description, indent=1)))
+        text = json.dumps(description, indent=1)
+        write_atomically(self.out / RECIPE_FILE, lambda file: file.write_text(text, encoding="utf-8"))
         (self.out / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 

@@ -23,5 +23,8 @@ def render_csv(results: RunResults) -> str:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, str):
+        value = value.replace(
+            "\0", "\N{REPLACEMENT CHARACTER}"
+        )  # Python 3.10 refuses to write it, and readers to read it
         return f"'{value}" if value.startswith(_FORMULA) else value
     return "" if value is None else value

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.integrate import trapezoid  # numpy's has this name since 2.0 only
 
 from reports import comparison
 from reports.names import clip, shorten
@@ -420,7 +421,7 @@ def risk_coverage(curves: list[Curve], title: str, ax: Axes | None = None) -> Ax
     Of more than six, the first (which the others are compared with) and the five of the lowest errors are named.
     """
     ax = ax or new_axes()
-    by_area = sorted(curves[1:], key=lambda c: float(np.trapezoid(c.data["risk"], c.data["coverage"])))
+    by_area = sorted(curves[1:], key=lambda c: float(trapezoid(c.data["risk"], c.data["coverage"])))
     _best_named(ax, curves[:1] + by_area, "coverage", "risk")
     ax.set_xlabel("samples answered")
     ax.set_ylabel("of these, wrong")
@@ -581,7 +582,7 @@ def roc(curves: list[Curve], title: str, ax: Axes | None = None) -> Axes:
     """
     ax = ax or new_axes()
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    by_area = sorted(curves[1:], key=lambda c: -float(np.trapezoid(c.data["tpr"], c.data["fpr"])))
+    by_area = sorted(curves[1:], key=lambda c: -float(trapezoid(c.data["tpr"], c.data["fpr"])))
     _best_named(ax, curves[:1] + by_area, "fpr", "tpr")
     ax.set_xlabel("clean inputs flagged")
     ax.set_ylabel("unknown inputs flagged")

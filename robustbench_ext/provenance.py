@@ -30,11 +30,9 @@ def hardware() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}", "cores": cores}
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        found["processor"] = names[0] if names else platform.processor()
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found["processor"] = names[0] if names else platform.processor()
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     import torch
@@ -50,7 +48,9 @@ def commit() -> str | None:
         return None
     try:
         run = [
-            subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
+            subprocess.run(  # noqa: S603
+                command, cwd=root, capture_output=True, text=True, encoding="utf-8", timeout=10, check=True
+            ).stdout.strip()
             for command in (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain"])
         ]
     except (OSError, subprocess.SubprocessError):

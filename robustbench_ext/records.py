@@ -49,7 +49,11 @@ class RecordStore:
     def save(self, key: str, columns: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Write a record; `meta` is kept beside it for people who want to know what a key stands for."""
         file, note = self._paths(key)
-        write_atomically(file, lambda path: np.savez(path, allow_pickle=False, **columns))
+        objects = [name for name, column in columns.items() if column.dtype.hasobject]
+        if objects:
+            raise ValueError(f"record {key}: columns of Python objects cannot be kept: {', '.join(objects)}")
+        # Not allow_pickle=False: before numpy 2.2 that is no option but a column of this name.
+        write_atomically(file, lambda path: np.savez(path, **columns))  # type: ignore[arg-type]
         text = json.dumps({"key": key, **seal(file), **meta}, indent=1)
         write_atomically(note, lambda path: path.write_text(text, encoding="utf-8"))
 

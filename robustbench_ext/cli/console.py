@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import textwrap
 from typing import Any
@@ -10,6 +11,12 @@ from robustbench_ext.errors import ConfigError
 from robustbench_ext.numbers import parse_number
 
 CHECK_FAILED, USAGE, PARTIAL, INTERRUPTED = 1, 2, 4, 130
+
+
+def spare_stdout() -> None:
+    """Print a question mark for what stdout's encoding lacks; there are encodings of consoles and pipes without ↑."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def complain(message: str) -> None:

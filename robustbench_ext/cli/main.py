@@ -10,9 +10,10 @@ import typer
 from robustbench_ext import __version__
 from robustbench_ext.cli.check import check
 from robustbench_ext.cli.compare import compare
-from robustbench_ext.cli.console import PARTIAL, USAGE, complain
+from robustbench_ext.cli.console import PARTIAL, USAGE, complain, spare_stdout
 from robustbench_ext.cli.doctor import doctor
 from robustbench_ext.cli.export import export
+from robustbench_ext.cli.fetch import fetch
 from robustbench_ext.cli.leaderboard import leaderboard
 from robustbench_ext.cli.list import list_
 from robustbench_ext.cli.plan import plan
@@ -38,6 +39,7 @@ app.command("train")(train)
 app.command("rift")(rift)
 app.command("check")(check)
 app.command("list")(list_)
+app.command("fetch")(fetch)
 app.command("report")(report)
 app.command("compare")(compare)
 app.command("export")(export)
@@ -61,6 +63,7 @@ def _options(
 
 def run() -> None:
     """Entry point: errors that users cause are a sentence and exit code 2, not a traceback."""
+    spare_stdout()
     try:
         app()
     except StoppedError as error:

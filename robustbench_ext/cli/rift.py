@@ -68,7 +68,7 @@ def rift(
             progress.stop()
             paragraph(f"interrupted. Finished modules are kept in {out}: run the same command again to go on.")
             raise typer.Exit(INTERRUPTED) from None
-    found = json.loads((out / RIFT_FILE).read_text())
+    found = json.loads((out / RIFT_FILE).read_text(encoding="utf-8"))
     _draw(out, found)
     _summary(found)
     print(f"model: {out}")

@@ -129,7 +129,7 @@ def _finish(out: Path) -> None:
     from reports.figures import training_curve, training_energies
     from reports.svg import save
 
-    described = json.loads((out / "model.json").read_text())
+    described = json.loads((out / "model.json").read_text(encoding="utf-8"))
     model = {"name": described["defense"]["defense"], "training": described}
     paints = [lambda ax: training_curve(model, ax)]
     if "delta_energy_train" in described["curve"][0]:

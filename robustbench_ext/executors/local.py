@@ -119,5 +119,5 @@ def _start_method(long: bool) -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     # Constructing a torch optimizer imports torch._dynamo (150 MB): once in the server, not once in every worker.
     training = ["torch._dynamo", "defenses.trainer"] if long else []
-    context.set_forkserver_preload(["torch", "robustbench_ext.engine", *training])
+    context.set_forkserver_preload(["robustbench_ext.executors.server", "torch", "robustbench_ext.engine", *training])
     return context

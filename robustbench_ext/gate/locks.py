@@ -44,7 +44,7 @@ class Lock:
                 except OSError:
                     return False
                 continue
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(f"{socket.gethostname()} {os.getpid()}")
             return True
         return False
@@ -56,7 +56,7 @@ class Lock:
     def _is_stale(self) -> bool:
         try:
             age = time.time() - self.path.stat().st_mtime
-            host, _, process = self.path.read_text().partition(" ")
+            host, _, process = self.path.read_text(encoding="utf-8").partition(" ")
         except OSError:
             return False  # given back a moment ago: the next attempt will tell
         if age > STALE:

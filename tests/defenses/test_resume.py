@@ -89,7 +89,7 @@ def test_a_real_kill(digits, tmp_path):
         "from defenses.trainer import Architecture, Recipe, train\n"
         "from robustbench_ext.data import load_dataset\n"
         "data = load_dataset('digits')\n"
-        "recipe = Recipe(epochs=4, batch_size=64, eps=0.1, attack_steps=4, validation_n=20, validation_steps=1)\n"
+        "recipe = Recipe(epochs=2, batch_size=64, eps=0.1, attack_steps=4, validation_n=20, validation_steps=1)\n"
         "train(TRADES(), Architecture('small-cnn', data.shape, 10), data, recipe, Path(sys.argv[1]),\n"
         "      on_batch=lambda *a: print(*a, flush=True), checkpoint_seconds=0)\n"
     )

@@ -25,6 +25,11 @@ def run(finished):
     )
 
 
+@pytest.fixture(scope="module")
+def html(run):
+    return render_html(*run)
+
+
 class Balance(HTMLParser):
     """Tags that are opened are closed; ids are unique; nothing is loaded from outside."""
 
@@ -60,8 +65,7 @@ def parse(html):
     return parser
 
 
-def test_html_is_whole_and_self_contained(run):
-    html = render_html(*run)
+def test_html_is_whole_and_self_contained(html):
     page = parse(html)
     assert len(page.ids) == len(set(page.ids)), "ids must be unique across figures"
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
@@ -75,8 +79,8 @@ def test_html_is_whole_and_self_contained(run):
         assert anchor in page.ids
 
 
-def test_same_results_same_bytes(run, tmp_path, finished):
-    assert render_html(*run) == render_html(*run)
+def test_same_results_same_bytes(run, html, finished):
+    assert render_html(*run) == html
     assert render_markdown(run[0]) == render_markdown(run[0])
     folder, _ = finished
     first = {k: f.read_bytes() for k, f in write_reports(folder).items()}

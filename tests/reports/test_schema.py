@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import pydantic
 import pytest
+from packaging.version import Version
 
 from reports.schema import render_schema, results_schema
 from robustbench_ext.results import Compared, RunResults
@@ -12,6 +14,10 @@ from tests.reports.synthetic import synthetic
 FILE = Path(__file__).parents[2] / "docs" / "results.schema.json"
 
 
+@pytest.mark.skipif(
+    Version(pydantic.VERSION) < Version("2.11"),
+    reason="older pydantic leaves out additionalProperties where they are allowed",
+)
 def test_the_published_schema_is_up_to_date():
     message = "write it again: rbx export --to schema --out docs/results.schema.json"
     assert FILE.read_text(encoding="utf-8") == render_schema(), message
