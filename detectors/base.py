@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.validation import Validation
+from robustbench_ext import device as devices
 from robustbench_ext.errors import ConfigError, DataError, NotFittedError
 from robustbench_ext.models.contract import check_images, frozen_eval
 from robustbench_ext.models.observe import Observations, Taps, observe
@@ -35,6 +36,7 @@ class Detector(ABC):
         needs_fit: whether training data is needed. A detector that needs none may still be given a model by `fit`.
         needs_model, reads_inputs, validate: see above; `validate` is a suite's condition such as {attack: fgsm, eps: 0.1}.
         differentiable: whether an adaptive attack can follow the score's gradient.
+        needs_gradient: whether it follows a gradient of the model itself, which not every model has.
     """
 
     name: ClassVar[str]
@@ -45,6 +47,7 @@ class Detector(ABC):
     reads_inputs: bool = False
     reads: ClassVar[str] = "logits"  # what it reads by default: "logits", "features" or "inputs"; for lists of methods
     differentiable: bool = True
+    needs_gradient: bool = False
     validate: Mapping[str, Any] | None = None
     reference: ClassVar[str] = ""
 
@@ -120,7 +123,7 @@ class Detector(ABC):
         elif model is not None and self.needs_model:
             self._fit_model(model)
         if self.validate is not None and validation is not None and model is not None:
-            with frozen_eval(model):
+            with frozen_eval(model), devices.float32():
                 self._tune(Taps(model, self.taps), validation)
         self._fitted = True
         return self
@@ -142,7 +145,7 @@ class Detector(ABC):
             return self.score_observations(observe(model, x, torch.full((len(x),), -1), reader, batch_size))
         self._ready()
         check_images(x)
-        with frozen_eval(model):
+        with frozen_eval(model), devices.float32():
             parts = [
                 self._score_inputs(reader, x[start : start + batch_size].clone()).detach().double().cpu()
                 for start in range(0, len(x), batch_size)
@@ -197,5 +200,8 @@ class Detector(ABC):
         """Scores (N,) of observations."""
 
     def _score_inputs(self, reader: Taps, x: Tensor) -> Tensor:
-        """Scores (n,) of one batch, where `reads_inputs`; gradients are on, the model is frozen and in eval mode."""
+        """Scores (n,) of one batch, where `reads_inputs`; gradients are on, the model is frozen and in eval mode.
+
+        x is where the caller has it, mostly on the CPU; `reader` takes it to the model and brings back what the model says.
+        """
         raise NotImplementedError

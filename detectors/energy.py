@@ -73,6 +73,7 @@ class Energy(Detector):
         self.steps = int(number)
         self.reads_inputs = reading == "delta"
         self.differentiable = not self.reads_inputs
+        self.needs_gradient = self.reads_inputs
 
     def parameters(self) -> dict[str, Any]:
         found: dict[str, Any] = {

@@ -47,6 +47,7 @@ class ODIN(Detector):
         self.clip, self.validate = bool(clip), None if validate is None else dict(validate)
         needs_choice(self.name, validate, temperature=self.temperatures, eps=self.grid)
         self.chosen = (self.temperatures[0], self.grid[0])
+        self.needs_gradient = any(self.grid)
 
     def parameters(self) -> dict[str, Any]:
         return {

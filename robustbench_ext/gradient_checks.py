@@ -196,7 +196,7 @@ def check_huge_budget(model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, c
             result = attack(model, x[rows], y[rows], ids=ids[rows.numpy()], seed=seed)
             standing[standing] = ~result.broken.cpu().numpy()
     left, n = int(standing.sum()), len(x)
-    if above_chance(left, y.numpy(), classes):
+    if above_chance(left, y.cpu().numpy(), classes):
         return Check(
             "huge budget",
             "doubt",

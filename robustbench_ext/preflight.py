@@ -14,11 +14,15 @@ import torch
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
+from robustbench_ext import device as devices
+from robustbench_ext.attacks.base import Attack
+from robustbench_ext.attacks.noise import RandomNoise
 from robustbench_ext.attacks.pgd import PGD
 from robustbench_ext.checks import Check, Status, verdict
 from robustbench_ext.data.base import Split
 from robustbench_ext.errors import RobustBenchExtError
 from robustbench_ext.gradient_checks import check_gradients, check_huge_budget, check_layers, graph_nodes
+from robustbench_ext.models.black_box import CLIP, is_black_box
 from robustbench_ext.models.contract import (
     check_images,
     check_labels,
@@ -28,7 +32,15 @@ from robustbench_ext.models.contract import (
 )
 from robustbench_ext.models.wrap import Normalized
 
-PREFLIGHT_VERSION = 3
+PREFLIGHT_VERSION = 4
+# That a model has no gradients is no defect of it, and yet what its numbers must be read with.
+_BLACK_BOX = Check(
+    "gradients",
+    "doubt",
+    "none: the model gives scores alone (differentiable = False), so attacks that follow gradients are left out for it",
+    "Black-box attacks (square, random-noise, spatial) bound its robustness from above only, and loosely: a stronger attack "
+    "may break much more.",
+)
 
 
 def preflight(model: nn.Module, split: Split, n: int = 64, seed: int = 0) -> list[Check]:
@@ -55,32 +67,38 @@ def preflight(model: nn.Module, split: Split, n: int = 64, seed: int = 0) -> lis
 
     if not attempt("input range", "", lambda: _range(x)):
         return checks
+    there = devices.of(model, x.device)
+    x, y = x.to(there), y.to(there)
     checks.append(_mode(model))
+    blind = is_black_box(model)
     with frozen_eval(model):
-        shapes = "The model must accept (N, C, H, W) in [0, 1]."
-        if not attempt("in-place changes", shapes, lambda: _in_place(model, x)):
+        if not attempt("forward pass", _shapes(x), lambda: _forward(model, x)):
             return checks
-        if not attempt("forward pass", shapes, lambda: _forward(model, x)):
+        if not attempt("in-place changes", "", lambda: _in_place(model, x)):
             return checks
         with torch.no_grad():
             logits = check_logits(model(x), len(x))
         if not attempt("labels", "", lambda: _labels(y, logits)):
             return checks
-        attempt("logits", "", lambda: _logits(logits))
+        attempt("logits", "", lambda: _logits(logits, blind))
         attempt("determinism", "", lambda: _determinism(model, x, logits))
         attempt("batch independence", "", lambda: _batches(model, x, logits))
         attempt("accuracy", "", lambda: _accuracy(logits, y))
         attempt("normalisation", "", lambda: _normalisation(model, x, y, logits))
-        attempt("gradients", "", lambda: check_gradients(model, x, y))
         nodes: set[str] = set()
-        with suppress(Exception, SystemExit):  # where there is no graph, the gradients' check has said so
-            nodes = graph_nodes(model, x)
-        attempt("layers", "", lambda: check_layers(model, nodes))
+        if blind:
+            checks.append(_BLACK_BOX)
+        else:
+            attempt("gradients", "", lambda: check_gradients(model, x, y))
+            with suppress(Exception, SystemExit):  # where there is no graph, the gradients' check has said so
+                nodes = graph_nodes(model, x)
+            attempt("layers", "", lambda: check_layers(model, nodes))
     if not any(c.name == "logits" and c.status == "fail" for c in checks):
         ids, classes = split.ids[:n], logits.shape[1]
         if nodes:
             attempt("huge budget", "", lambda: check_huge_budget(model, x, y, ids, classes, seed))
-        attempt("eps = 0", "", lambda: _identity(model, x, y, ids, seed))
+        nothing = RandomNoise(eps=0.0) if blind else PGD(eps=0.0, steps=1)
+        attempt("eps = 0", "", lambda: _identity(nothing, model, x, y, ids, seed))
     return checks
 
 
@@ -113,16 +131,25 @@ def _mode(model: nn.Module) -> Check:
     return Check("mode", "pass", "eval mode")
 
 
+def _shapes(x: Tensor) -> str:
+    channels, height, width = x.shape[1:]
+    return (
+        f"The model must take (N, {channels}, {height}, {width}) and return (N, K). Made for another size or for colour? "
+        f"Behind a name such as timm:NAME, #resize=SIDE resizes and #channels=3 repeats the grey channel inside the model; a "
+        f"factory of your own can do the same."
+    )
+
+
 def _forward(model: nn.Module, x: Tensor) -> Check:
     with torch.no_grad():
-        logits = check_logits(model(x), len(x))
+        logits = check_logits(model(x.clone()), len(x))  # what it does to its input is the next question
     return Check("forward pass", "pass", f"finite outputs, {logits.shape[1]} classes")
 
 
 def _in_place(model: nn.Module, x: Tensor) -> Check:
     given = x.clone()
     with torch.no_grad():
-        model(given)  # the first pass: a model that cannot take the input at all says so here
+        model(given)
     if not torch.equal(given, x):
         return Check(
             "in-place changes",
@@ -151,7 +178,7 @@ def _normalisation(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Ch
     }
     for name, (mean, std) in USUAL_NORMALISATIONS.items():
         if len(mean) in (1, channels):
-            m, s = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
+            m, s = (torch.tensor(v).view(1, -1, 1, 1).to(x.device) for v in (mean, std))
             candidates[name] = (x - m) / s
     inner = model
     if isinstance(model, Normalized):
@@ -198,21 +225,24 @@ def _labels(y: Tensor, logits: Tensor) -> Check:
     return Check("labels", "pass", f"0..{top - 1} of {outputs} outputs")
 
 
-def _logits(logits: Tensor) -> Check:
+def _logits(logits: Tensor, blind: bool) -> Check:
     if looks_like_probabilities(logits):
         return Check(
             "logits",
             "fail",
             "the model returns probabilities: every row lies in [0, 1] and sums to 1",
-            "Remove the last softmax: it hides gradients from attacks, and energies and calibration need logits.",
+            "Return the logarithm of the probabilities (onnx:FILE#probabilities=true): scores and calibration need logits."
+            if blind
+            else "Remove the last softmax: it hides gradients from attacks, and energies and calibration need logits.",
         )
     normaliser = torch.logsumexp(logits.double(), dim=1)
-    if float(normaliser.abs().max()) < 1e-4:
+    if float(normaliser.abs().max()) < max(1e-4, logits.shape[1] * CLIP):
+        remedy = "Take msp or entropy to detect with." if blind else "Return the raw logits."
         return Check(
             "logits",
             "doubt",
             "the model returns log-probabilities: logsumexp is 0 for every input",
-            "Attacks and calibration are right, but energy scores are constant. Return the raw logits.",
+            f"Attacks and calibration are right, but energy scores say nothing. {remedy}",
         )
     spread = float((logits.amax(1) - logits.amin(1)).median())
     if spread > 1e3:
@@ -268,8 +298,8 @@ def _accuracy(logits: Tensor, y: Tensor) -> Check:
     return Check("accuracy", "pass", message)
 
 
-def _identity(model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int) -> Check:
-    result = PGD(eps=0.0, steps=1)(model, x, y, ids=ids, seed=seed)
+def _identity(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int) -> Check:
+    result = attack(model, x, y, ids=ids, seed=seed)
     moved = float((result.x_adv - x).abs().max())
     with torch.no_grad(), frozen_eval(model):
         clean = check_logits(model(x), len(x)).argmax(1) != y

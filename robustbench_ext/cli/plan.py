@@ -49,6 +49,9 @@ def plan(
         passes = ["?" if p is None else str(p) for p in (cell.forwards, cell.backwards)]
         when = "there" if cell.there == cell.n else "?" if cell.seconds is None else _duration(cell.seconds)
         print(f"{name:<42} {cell.n:>6} {passes[0]:>8} {passes[1]:>8} {when:>10}")
+    for name in context.evaluated:
+        for text in context.notes_of(name):
+            say(text)
     known = sum(cell.seconds or 0.0 for cell in cells)
     unknown = sum(cell.seconds is None and cell.there < cell.n for cell in cells)
     print(f"{'all of it, one process':<42} {'':>6} {'':>8} {'':>8} {_duration(known):>10}")

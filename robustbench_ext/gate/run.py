@@ -91,6 +91,9 @@ def measure(context: Context, accept: tuple[str, ...] = (), deadline: float | No
     """
     began = time.perf_counter()
     context.validate()
+    if any(context.beyond(MODEL, condition) for condition in context.conditions_for(MODEL).values()):
+        # A test that asks for an attack must not go on without it.
+        raise ConfigError(" ".join(context.notes_of(MODEL)))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums depend on the number of threads: numbers must not depend on who computes them
     try:

@@ -73,6 +73,8 @@ def check_logits(logits: object, n: int) -> Tensor:
             f"the model returned {logits.shape[1]} output, expected K >= 2 logits. For a binary model with one logit z "
             f"return torch.cat([-z, z], dim=1) / 2."
         )
+    if asked_later(logits):
+        return logits.float()
     # A finite sum means finite terms, and is read faster; a sum that overflows is looked at again.
     bad = None if bool(torch.isfinite(logits.detach().sum())) else ~torch.isfinite(logits).all(dim=1)
     if bad is not None and bool(bad.any()):
@@ -81,6 +83,50 @@ def check_logits(logits: object, n: int) -> Tensor:
             f"{int(bad.nonzero()[0])}). Check its weights for NaN and its layers for a division by zero or an overflow."
         )
     return logits.float()
+
+
+_LATER: dict[torch.device, Tensor] | None = None  # whether all outputs so far were finite, on each device
+
+
+@contextmanager
+def finite_later() -> Iterator[None]:
+    """Inside the block outputs on a GPU are asked whether they are finite by `ask_if_finite` and at its end, not one by one.
+
+    Every answer waits for the device, which then has nothing to do. On the CPU nothing changes.
+
+    Raises:
+        ModelError: at the end of the block, unless it is left by another error.
+    """
+    global _LATER
+    outer = _LATER
+    _LATER = {} if outer is None else outer
+    try:
+        yield
+        ask_if_finite()
+    finally:
+        _LATER = outer
+
+
+def asked_later(outputs: Tensor) -> bool:
+    """Whether these outputs of a model are asked later; then they are remembered."""
+    if _LATER is None or outputs.device.type == "cpu":
+        return False
+    finite = torch.isfinite(outputs.detach()).all()
+    _LATER[outputs.device] = _LATER[outputs.device] & finite if outputs.device in _LATER else finite
+    return True
+
+
+def ask_if_finite() -> None:
+    """Raise ModelError where outputs since the last time, inside `finite_later`, were not finite."""
+    if not _LATER:
+        return
+    finite = all(bool(answer) for answer in _LATER.values())
+    _LATER.clear()
+    if not finite:
+        raise ModelError(
+            "the model returned NaN or infinite outputs for some inputs of a batch. Check its weights for NaN and its layers "
+            "for a division by zero or an overflow."
+        )
 
 
 def refuse_probabilities(logits: Tensor) -> None:

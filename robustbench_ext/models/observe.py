@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext import device as devices
 from robustbench_ext.errors import ModelError, unknown_name
-from robustbench_ext.models.contract import check_images, check_logits, frozen_eval
+from robustbench_ext.models.contract import check_images, check_logits, finite_later, frozen_eval
 
 PENULTIMATE = "penultimate"
 _LOGITS = "__logits__"
@@ -73,7 +74,15 @@ class Taps:
         return extractor
 
     def __call__(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits (N, K) and the pooled features (N, d) of one batch, in one forward pass."""
+        """Logits (N, K) and the pooled features (N, d) of one batch, in one forward pass.
+
+        They come back to where x is, also with their gradients: what reads them need not know where the model is.
+        """
+        there = devices.of(self.model, x.device)
+        logits, features = self._on_device(x.to(there))
+        return logits.to(x.device), {name: feature.to(x.device) for name, feature in features.items()}
+
+    def _on_device(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self._extractor is None:
             return self._read(self.model, x)
         if self._hooked_names:
@@ -139,9 +148,9 @@ def observe(
     labels: Tensor,
     taps: Iterable[str] | Taps = (),
     batch_size: int = 250,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Observations:
-    """Read logits and features of all inputs in evaluation mode, batch by batch, without gradients.
+    """Read logits and features of all inputs in evaluation mode, batch by batch, without gradients; they lie on the CPU.
 
     Args:
         model: takes raw images in [0, 1], returns logits.
@@ -149,13 +158,15 @@ def observe(
         labels: int64 (N,); -1 for outliers.
         taps: names of features, or ready-made `Taps`.
         batch_size: inputs per forward pass; changes speed and memory, not the result beyond rounding.
+        device: where the model is; asked of the model by default.
     """
     check_images(x)
     reader = taps if isinstance(taps, Taps) else Taps(model, tuple(taps))
+    there = devices.of(model, x.device) if device is None else torch.device(device)
     logits, features = [], {name: [] for name in reader.names}  # type: ignore[var-annotated]
-    with torch.no_grad(), frozen_eval(model):
+    with torch.no_grad(), frozen_eval(model), devices.float32(), finite_later():
         for start in range(0, len(x), batch_size):
-            out, found = reader(x[start : start + batch_size].to(device, copy=True))
+            out, found = reader(devices.send(x[start : start + batch_size], there, copy=True))
             logits.append(out.cpu())
             for name, feature in found.items():
                 features[name].append(feature.float().cpu())

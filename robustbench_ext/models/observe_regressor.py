@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext import device as devices
 from robustbench_ext.errors import DataError, ModelError, unknown_name
-from robustbench_ext.models.contract import frozen_eval
+from robustbench_ext.models.contract import asked_later, finite_later, frozen_eval
 from robustbench_ext.models.observe import PENULTIMATE, Taps
 
 
@@ -39,6 +40,8 @@ def check_predictions(predictions: object, n: int) -> Tensor:
             f"the regressor returned shape {tuple(predictions.shape)} for {n} inputs, expected ({n},) or ({n}, 1): one number "
             f"for each input. A model with more outputs (quantiles, a variance) needs a wrapper that returns its prediction."
         )
+    if asked_later(predictions):
+        return predictions.reshape(n).double()
     bad = ~torch.isfinite(predictions)
     if bool(bad.any()):
         raise ModelError(
@@ -65,15 +68,20 @@ class RegressionObservations:
 
 
 def observe_regressor(
-    model: nn.Module, x: Tensor, taps: Sequence[str] = (), batch_size: int = 1000, device: torch.device | str = "cpu"
+    model: nn.Module,
+    x: Tensor,
+    taps: Sequence[str] = (),
+    batch_size: int = 1000,
+    device: torch.device | str | None = None,
 ) -> RegressionObservations:
-    """Predictions and features of all inputs in evaluation mode, batch by batch, without gradients.
+    """Predictions and features of all inputs in evaluation mode, batch by batch, without gradients; they lie on the CPU.
 
     Args:
         model: a regressor.
         x: float32 (N, d).
         taps: names of modules, or `penultimate` (the input of the last linear layer that runs).
         batch_size: changes speed and memory, not the result beyond rounding.
+        device: where the model is; asked of the model by default.
 
     Raises:
         DataError, ModelError: inputs or predictions break the contract, or a tap is not there.
@@ -93,9 +101,10 @@ def observe_regressor(
     reader = Taps(columns, [tap if tap == PENULTIMATE else f"regressor.{tap}" for tap in taps])
     predictions: list[Tensor] = []
     features: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-    with torch.no_grad(), frozen_eval(model):
+    there = devices.of(model, x.device) if device is None else torch.device(device)
+    with torch.no_grad(), frozen_eval(model), devices.float32(), finite_later():
         for start in range(0, len(x), batch_size):
-            batch = x[start : start + batch_size].to(device, copy=True)
+            batch = devices.send(x[start : start + batch_size], there, copy=True)
             if not taps:
                 predictions.append(predictions_of(model, batch).cpu())
                 continue

@@ -1,4 +1,6 @@
-"""Regressors that are no networks: scikit-learn's, and anything with a method `predict`."""
+"""Regressors that are no networks: scikit-learn's, and anything with a method `predict`; and how estimators of scikit-learn are
+called by name, for classifiers too.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,7 @@ import importlib
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robustbench_ext.data.base import Dataset
 from robustbench_ext.errors import ModelError, unknown_name
+from robustbench_ext.models.black_box import one_thread
 
 SKLEARN = "sklearn:"
 
@@ -35,7 +36,7 @@ class Predictor(nn.Module):
         return self.said
 
     def forward(self, x: Tensor) -> Tensor:
-        with _one_thread():
+        with one_thread():
             out = np.asarray(self.estimator.predict(x.detach().cpu().double().numpy()), dtype=np.float64)
         return torch.from_numpy(np.ascontiguousarray(out)).to(x.device)
 
@@ -51,37 +52,22 @@ class SklearnRegressor(Predictor):
     """
 
     def __init__(self, spec: str, kwargs: Mapping[str, Any], data: Dataset, seed: int) -> None:
-        estimator = _sklearn_estimator(spec, kwargs, seed)
-        train = data["train"]
-        with _one_thread(), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                estimator.fit(train.inputs(slice(None)).double().numpy(), train.labels)
-            except Exception as error:  # scikit-learn checks its arguments while it fits
-                raise ModelError(f"model '{spec}': fitting failed with {type(error).__name__}: {error}") from error
+        estimator, train = sklearn_estimator(spec, kwargs, seed), data["train"]
+        notes = fitted(estimator, spec, train.inputs(slice(None)).double().numpy(), train.labels)
         super().__init__(estimator, f"{spec}, {dict(kwargs)}, seed={seed}, train={train.fingerprint()}")
-        self.notes = tuple(
-            dict.fromkeys(f"{spec}: {w.message}" for w in caught if "Convergence" in w.category.__name__)
-        )
+        self.notes = notes
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The order in which a multi-threaded sum adds up depends on the number of threads."""
-    with _thread_pools().limit(limits=1):
-        yield
+def sklearn_estimator(spec: str, kwargs: Mapping[str, Any], seed: int, kind: str = "regressor") -> Any:
+    """An unfitted estimator of scikit-learn: one thread, `random_state` = seed where it has one.
 
+    Args:
+        spec: `sklearn:MODULE.CLASS`; kind: "regressor" or "classifier".
 
-@cache
-def _thread_pools() -> Any:
-    import sklearn.ensemble  # noqa: F401 - its OpenMP runtime must be loaded to be found
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
-
-    return ThreadpoolController()
-
-
-def _sklearn_estimator(spec: str, kwargs: Mapping[str, Any], seed: int) -> Any:
-    cls = _sklearn_class(spec)
+    Raises:
+        ModelError: no such class, or no such parameter.
+    """
+    cls = _sklearn_class(spec, kind)
     try:
         estimator = cls(**kwargs)
     except TypeError as error:
@@ -93,8 +79,23 @@ def _sklearn_estimator(spec: str, kwargs: Mapping[str, Any], seed: int) -> Any:
     return estimator.set_params(**{k: v for k, v in fixed.items() if k in estimator.get_params(deep=False)})
 
 
-def _sklearn_class(spec: str) -> Any:
-    """A regressor class of scikit-learn's public modules, and nothing else."""
+def fitted(estimator: Any, spec: str, x: np.ndarray, y: np.ndarray) -> tuple[str, ...]:
+    """Fit an estimator with one thread; returns its warnings that it has not converged.
+
+    Raises:
+        ModelError: fitting failed.
+    """
+    with one_thread(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            estimator.fit(x, y)
+        except Exception as error:  # scikit-learn checks its arguments while it fits
+            raise ModelError(f"model '{spec}': fitting failed with {type(error).__name__}: {error}") from error
+    return tuple(dict.fromkeys(f"{spec}: {w.message}" for w in caught if "Convergence" in w.category.__name__))
+
+
+def _sklearn_class(spec: str, kind: str) -> Any:
+    """A class of scikit-learn's public modules, and nothing else."""
     path = spec.removeprefix(SKLEARN)
     if re.fullmatch(r"([a-z][a-z0-9_]*\.)+[A-Z]\w*", path):
         module, _, name = path.rpartition(".")
@@ -103,16 +104,16 @@ def _sklearn_class(spec: str) -> Any:
         except ImportError:
             found = None
         # Its home must be scikit-learn, not a module that scikit-learn happens to import.
-        if inspect.isclass(found) and found.__module__.startswith("sklearn.") and _is_regressor(found):
+        if inspect.isclass(found) and found.__module__.startswith("sklearn.") and _is_kind(found, kind):
             return found
     from sklearn.utils import all_estimators
 
-    classes = [cls for _, cls in all_estimators(type_filter="regressor")]
+    classes = [cls for _, cls in all_estimators(type_filter=kind)]
     public = [".".join([p for p in c.__module__.split(".")[1:] if p[0] != "_"] + [c.__name__]) for c in classes]
-    raise ModelError(f"model '{spec}': " + unknown_name("regressor of scikit-learn", path, public))
+    raise ModelError(f"model '{spec}': " + unknown_name(f"{kind} of scikit-learn", path, public))
 
 
-def _is_regressor(cls: type) -> bool:
-    from sklearn.base import RegressorMixin
+def _is_kind(cls: type, kind: str) -> bool:
+    from sklearn.base import ClassifierMixin, RegressorMixin
 
-    return issubclass(cls, RegressorMixin) and hasattr(cls, "predict")
+    return issubclass(cls, RegressorMixin if kind == "regressor" else ClassifierMixin) and hasattr(cls, "predict")

@@ -12,15 +12,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import json
 import math
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,17 +32,14 @@ from robustbench_ext.errors import ConfigError, DataError, ModelError, RobustBen
 from robustbench_ext.files import seal, write_atomically
 from robustbench_ext.fingerprint import hash_arrays, key_of
 from robustbench_ext.models.contract import frozen_eval
-from robustbench_ext.models.loading import (
-    RECIPE_FILE,
-    WEIGHTS_FILE,
-    LoadedModel,
-    _load_safetensors,
-    _module_of,
-    fingerprint_module,
-)
+from robustbench_ext.models.fingerprints import fingerprint_module
+from robustbench_ext.models.imports import made_by
+from robustbench_ext.models.loading import RECIPE_FILE, WEIGHTS_FILE, LoadedModel
 from robustbench_ext.models.mlp import Standardized
 from robustbench_ext.models.observe_regressor import check_predictions, check_table, observe_regressor, predictions_of
 from robustbench_ext.models.predictor import SKLEARN, Predictor, SklearnRegressor
+from robustbench_ext.models.sources.base import seeded
+from robustbench_ext.models.weights import load_weights
 from robustbench_ext.numbers import read_numbers
 from robustbench_ext.randomness import SampleRandom
 
@@ -95,7 +87,7 @@ def load_regressor(
     folder = Path(name)
     module = _trained(folder, data) if (folder / RECIPE_FILE).is_file() else _build(name, data, options, seed)
     if weights is not None:
-        _load_safetensors(module, Path(weights))
+        load_weights(module, Path(weights))
     return adopt_regressor(module.to(device), data, spec, options)
 
 
@@ -124,7 +116,7 @@ def _build(name: str, data: Dataset, kwargs: Mapping[str, Any], seed: int) -> nn
     if name.startswith(SKLEARN):
         return SklearnRegressor(name, kwargs, data, seed)
     if name in REGRESSORS:
-        with _seeded(seed):
+        with seeded(seed):
             try:
                 network = REGRESSORS.load(name)(data.shape[0], **kwargs)
             except TypeError as error:
@@ -132,19 +124,18 @@ def _build(name: str, data: Dataset, kwargs: Mapping[str, Any], seed: int) -> nn
         wrapped = Standardized(network, data.shape[0])
         return wrapped.learn(Columns.of(data), data["train"].labels) if "train" in data.splits else wrapped
     if ":" in name:
-        with _seeded(0):  # a factory that does not seed itself must still give the same weights in every process
-            made = _import_factory(name, kwargs)
-        if isinstance(made, nn.Module):
-            return made
-        if not callable(getattr(made, "predict", None)):
-            raise ModelError(
-                f"model '{name}' gave {type(made).__name__}, expected a torch.nn.Module or a method `predict`"
-            )
-        return Predictor(made, type(made).__qualname__)
+        with seeded(0):  # a factory that does not seed itself must still give the same weights in every process
+            made = made_by(name, kwargs, _predicts, "a torch.nn.Module or a method `predict`")
+        return made if isinstance(made, nn.Module) else Predictor(made, type(made).__qualname__)
     raise ModelError(
         unknown_name("regressor", name, REGRESSORS.names())
         + " Or give sklearn:MODULE.CLASS, pkg.module:factory, file.py:factory or a folder that training wrote."
     )
+
+
+def _predicts(thing: Any) -> bool:
+    """Whether a thing is a regressor, and not what makes one."""
+    return isinstance(thing, nn.Module) or (callable(getattr(thing, "predict", None)) and not inspect.isclass(thing))
 
 
 def _fingerprint(module: nn.Module, kwargs: Mapping[str, Any], predicted: Tensor) -> str:
@@ -163,47 +154,6 @@ def _fingerprint(module: nn.Module, kwargs: Mapping[str, Any], predicted: Tensor
         "predictions": hash_arrays({"predicted": predicted.cpu().numpy()}),
     }
     return fingerprint_module(module, said)
-
-
-def _import_factory(spec: str, kwargs: Mapping[str, Any]) -> Any:
-    """What a factory of the user's own gives: `load_model` insists on a network, a regressor need not be one."""
-    where, _, attribute = spec.rpartition(":")
-    try:
-        if where.endswith(".py"):
-            file = Path(where).resolve()
-            name = _module_of(file)
-            found = importlib.util.spec_from_file_location(name, file)
-            if found is None or found.loader is None:
-                raise ImportError("it is no Python file")
-            python = importlib.util.module_from_spec(found)
-            sys.modules[name] = python
-            found.loader.exec_module(python)
-        else:
-            if os.getcwd() not in sys.path:  # noqa: PTH109 - the string is what sys.path holds
-                sys.path.insert(0, os.getcwd())  # noqa: PTH109
-            python = importlib.import_module(where)
-    except Exception as error:
-        raise ModelError(f"model '{spec}': importing {where} failed with {type(error).__name__}: {error}") from error
-    if not hasattr(python, attribute):
-        public = [n for n in vars(python) if not n.startswith("_")]
-        raise ModelError(f"model '{spec}': " + unknown_name(f"name in {where}", attribute, public))
-    thing = getattr(python, attribute)
-    if isinstance(thing, nn.Module) or (hasattr(thing, "predict") and not inspect.isclass(thing)):
-        return thing
-    try:
-        return thing(**kwargs)
-    except Exception as error:
-        raise ModelError(
-            f"model '{spec}': calling {attribute}(...) failed with {type(error).__name__}: {error}"
-        ) from error
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator set to `seed` inside the block, and as it was after it."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        yield
 
 
 # Training ------------------------------------------------------------------------------------------------------------
@@ -290,7 +240,7 @@ def train_regressor(
     key = regressor_key(spec, data, recipe, kwargs, seed)
     finished = folder / RECIPE_FILE
     if finished.is_file():
-        if json.loads(finished.read_text()).get("key") != key:
+        if json.loads(finished.read_text(encoding="utf-8")).get("key") != key:
             raise ConfigError(
                 f"{folder} holds a model of another training run (other recipe, data, network or seed). Give another folder, "
                 f"or remove this one."
@@ -311,7 +261,8 @@ def train_regressor(
         _save(network, folder / WEIGHTS_FILE)
         said |= {"recipe": asdict(recipe), "selected": {"epoch": best, "by": "held_out", "on": "train"}, "curve": curve}
         said["weights"] = {"file": WEIGHTS_FILE, **seal(folder / WEIGHTS_FILE)}
-    write_atomically(finished, lambda file: file.write_text(json.dumps(said, indent=1)))  # last: it marks the folder
+    text = json.dumps(said, indent=1)
+    write_atomically(finished, lambda file: file.write_text(text, encoding="utf-8"))  # last: it marks the folder
     return folder
 
 
@@ -351,7 +302,7 @@ def _fit(
         network.train()
         for batch, die in zip(batches, dice, strict=True):
             rows = order[torch.from_numpy(batch)]
-            with _seeded(die):  # for dropout
+            with seeded(die):  # for dropout
                 loss = F.mse_loss(network.scaled(x[rows]), y[rows])
             if not bool(torch.isfinite(loss)):
                 raise RobustBenchExtError(f"the training loss became {float(loss)} in epoch {epoch + 1}. Lower lr.")
@@ -384,7 +335,7 @@ def _save(network: nn.Module, file: Path) -> None:
 
 def _trained(folder: Path, data: Dataset) -> nn.Module:
     """What `train_regressor` left in a folder."""
-    said = json.loads((folder / RECIPE_FILE).read_text())
+    said = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
     if "regressor" not in said:
         raise ModelError(f"model '{folder}' is no regressor: rbx train wrote a classifier there")
     made = said["regressor"]
@@ -396,7 +347,7 @@ def _trained(folder: Path, data: Dataset) -> nn.Module:
                 f"{data.shape[0]}"
             )
         network = _network(made["spec"], data, made["kwargs"], made["seed"])
-        _load_safetensors(network, folder / WEIGHTS_FILE)
+        load_weights(network, folder / WEIGHTS_FILE)
         return network
     if data["train"].fingerprint() != said["data"]["splits"]["train"]["fingerprint"]:
         raise ModelError(

@@ -797,16 +797,12 @@ def test_published_weights_are_rebuilt_with_their_normalisation(monkeypatch):
     """torchvision's presets bring mean, std and the number of classes along; the weights are not downloaded here."""
     from torchvision import models
 
-    from robustbench_ext.models import loading
+    build = models.get_model
 
-    plain = loading._torchvision
+    def published(name, weights, num_classes=1000):
+        return build(name, num_classes=num_classes)
 
-    def published(name, weights, num_classes, kwargs):
-        if weights == "DEFAULT":
-            return models.get_model(name, num_classes=1000), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        return plain(name, weights, num_classes, kwargs)
-
-    monkeypatch.setattr(loading, "_torchvision", published)
+    monkeypatch.setattr(models, "get_model", published)
     x = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
     split = ArraySplit(x, [0, 1, 2, 0], list("abcd"))
     data = Dataset("tiny", {"train": split, "calibration": split}, ("a", "b", "c"), (3, 64, 64))

@@ -62,6 +62,19 @@ def test_a_shadowed_package_is_named(tmp_path, monkeypatch):
     assert f"the name 'detectors' is taken by {tmp_path / 'detectors.py'}" in done.stderr
 
 
+def test_another_file_below_the_same_folder_is_no_package_of_ours(monkeypatch):
+    """A `tests/reports.py` of a checkout is as foreign as one beside a script."""
+    from robustbench_ext import registry
+
+    found = type(sys)("reports")
+    found.__file__ = str(Path(registry.__file__).parent / "reports.py")
+    monkeypatch.setitem(sys.modules, "reports", found)
+    with pytest.raises(ConfigError, match="the name 'reports' is taken by"):
+        registry._refuse_impostor("reports")
+    found.__file__ = str(Path(registry.__file__).parents[1] / "reports" / "__init__.py")
+    registry._refuse_impostor("reports")
+
+
 @pytest.mark.parametrize("kind", ["attacks", "detectors"])
 def test_the_documented_table_is_the_catalogue(kind):
     page = (Path(__file__).parents[2] / "docs" / f"{kind}.md").read_text()

@@ -107,7 +107,7 @@ class Detaching(nn.Module):
         (lambda m: wrap(m, [0.9], [0.05]), "normalisation", "doubt"),  # it was trained on raw images
         (lambda m: nn.Sequential(Shifted(), m), "normalisation", "doubt"),  # it wants (x - 0.5) / 0.5
         (lambda m: nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), "labels", "fail"),
-        (lambda m: nn.Linear(7, 7), "in-place changes", "fail"),
+        (lambda m: nn.Linear(7, 7), "forward pass", "fail"),
     ],
 )
 def test_planted_defects(change, name, status, digits_model, digits):

@@ -511,7 +511,7 @@ def test_forests_are_fitted_again(autompg, tmp_path):
         (FOREST, {"n_estimators": -3}, "fitting failed"),
         ("mpl", {}, "Did you mean 'mlp'"),
         ("mlp", {"hiden": [3]}, "hiden"),
-        ("nowhere.py:build", {}, "importing nowhere.py failed"),
+        ("nowhere.py:build", {}, "there is no file"),
     ],
 )
 def test_names_of_regressors(autompg, spec, kwargs, message):
