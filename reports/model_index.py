@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from robustbench_ext.axes import Axis, axes, is_regression
 from robustbench_ext.errors import ConfigError
+from robustbench_ext.named_data import NAMED
 from robustbench_ext.results import Row, RunResults
 
 
@@ -86,8 +87,9 @@ def differences(results: RunResults, model: str) -> list[str]:
 
 
 def _base(results: RunResults) -> str:
-    """The data's name without an imbalance: that cuts training samples alone."""
-    return str(results.data["name"]).partition("@")[0]
+    """The data's name without an imbalance, which cuts training samples alone; torchvision's where it has the same samples."""
+    name = str(results.data["name"]).partition("@")[0]
+    return (NAMED[name].fetched_by if name in NAMED else "") or name
 
 
 def _condition(results: RunResults, axis: Axis) -> dict[str, Any]:

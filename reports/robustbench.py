@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from robustbench_ext.errors import ConfigError, unknown_name
+from robustbench_ext.named_data import NAMED
 from robustbench_ext.numbers import format_number
 from robustbench_ext.results import Row, RunResults
 
@@ -131,8 +132,9 @@ def differences(results: RunResults, model: str, norm: str) -> list[str]:
 
 
 def _base(results: RunResults) -> str:
-    """The data's name without an imbalance: that cuts training samples alone."""
-    return str(results.data["name"]).partition("@")[0]
+    """The data's name without an imbalance, which cuts training samples alone; torchvision's where it has the same samples."""
+    name = str(results.data["name"]).partition("@")[0]
+    return (NAMED[name].fetched_by if name in NAMED else "") or name
 
 
 def _norm(results: RunResults) -> str:

@@ -13,6 +13,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "defenses" / "recipes"  # one
 
 _A = "robustbench_ext.attacks"
 _D = "robustbench_ext.data"
+_N = "robustbench_ext.data.named"
 _M = "robustbench_ext.models"
 
 ATTACKS = Registry(
@@ -146,6 +147,7 @@ ATTACKS = Registry(
             },
         ),
     ),
+    base=f"{_A}.base:Attack",
 )
 
 DATASETS = Registry(
@@ -175,6 +177,23 @@ DATASETS = Registry(
             "coloured-mnist:P - two classes in red and green, the colour wrong with probability P; 3x28x28",
         ),
         Entry("torchvision", f"{_D}.files:load_torchvision", "torchvision:NAME - from $RBX_DATA, never downloaded"),
+        Entry("cifar10", f"{_N}.cifar:cifar10", "CIFAR-10 from $RBX_DATA, in any of its published forms"),
+        Entry("cifar100", f"{_N}.cifar:cifar100", "CIFAR-100 from $RBX_DATA, in any of its published forms"),
+        Entry("svhn", f"{_N}.svhn:svhn", "SVHN (cropped digits) from $RBX_DATA"),
+        Entry("stl10", f"{_N}.stl10:stl10", "STL-10 from $RBX_DATA, 3x96x96"),
+        Entry("mnist", f"{_N}.idx:mnist", "MNIST from $RBX_DATA, all 70,000 digits"),
+        Entry("fashion-mnist", f"{_N}.idx:fashion_mnist", "Fashion-MNIST from $RBX_DATA"),
+        Entry("tiny-imagenet", f"{_N}.imagenet:tiny_imagenet", "Tiny ImageNet from $RBX_DATA, 200 classes, 3x64x64"),
+        Entry(
+            "imagenet",
+            f"{_N}.imagenet:imagenet",
+            "imagenet#size=224,resize=256,calibration=val - ImageNet from $RBX_DATA",
+        ),
+        Entry("pacs", f"{_N}.adaptation:pacs", "pacs:DOMAIN#size=224 - PACS from $RBX_DATA; pacs:without-sketch"),
+        Entry(
+            "office-home", f"{_N}.adaptation:office_home", "office-home:DOMAIN#size=224 - Office-Home from $RBX_DATA"
+        ),
+        Entry("medmnist", f"{_N}.medmnist:medmnist", "medmnist:NAME#size=28 - MedMNIST from $RBX_DATA or ~/.medmnist"),
         Entry("diabetes", f"{_D}.tabular:diabetes", "regression: 442 patients, 10 columns, raw units (scikit-learn)"),
         Entry("autompg", f"{_D}.tabular:autompg", "regression: fuel consumption of 392 cars (mlxtend)"),
         Entry(
@@ -185,6 +204,16 @@ DATASETS = Registry(
         ),
         Entry(
             "toy-cubic", f"{_D}.tabular:toy_cubic", "toy-cubic:NOISE - cubic with lognormal, gaussian, triangular noise"
+        ),
+        Entry(
+            "outcomes",
+            f"{_D}.outcomes:outcomes",
+            "outcomes:SCENARIO - pictures of outcomes drawn with known probabilities; linear, sigmoid, ...",
+        ),
+        Entry(
+            "bayes-linear",
+            f"{_D}.bayes_linear:bayes_linear",
+            "bayes-linear:KIND - regression of known posterior: known-noise, normal-inverse-gamma",
         ),
         Entry("csv", f"{_D}.tabular:load_csv", "csv:PATH#target=COLUMN - regression, a table with column names"),
         Entry(
@@ -233,6 +262,7 @@ CORRUPTIONS = Registry(
         Entry("pixelate", f"{_D}.corruptions:pixelate", "fewer pixels"),
         Entry("elastic-transform", f"{_D}.corruptions:elastic_transform", "random affine map and smooth displacement"),
     ),
+    base=f"{_D}.corruptions.base:own_corruption",
 )
 
 MODELS = Registry(
@@ -246,6 +276,36 @@ MODELS = Registry(
         Entry("wide-resnet", f"{_M}.wide_resnet:wide_resnet", "wide residual network of a chosen depth and widening"),
         Entry("wide-resnet-34-10", f"{_M}.wide_resnet:wide_resnet_34_10", "WRN-34-10 as TRADES uses it"),
         Entry("trades-cnn", f"{_M}.trades_cnn:trades_cnn", "TRADES' network for 28x28 inputs, no batch norm"),
+    ),
+)
+
+# `SOURCE:NAME`: where models come from that are not ours.
+SOURCES = Registry(
+    "source of models",
+    "sources",
+    (
+        Entry(
+            "torchvision", f"{_M}.sources.torchvision:load", "torchvision:NAME#weights=DEFAULT - fresh weights without"
+        ),
+        Entry("timm", f"{_M}.sources.timm:load", "timm:NAME.TAG#weights=DEFAULT - or + FILE.safetensors, or fresh"),
+        Entry(
+            "robustbench",
+            f"{_M}.sources.robustbench:load",
+            "robustbench:NAME#dataset=cifar10#threat_model=Linf - the zoo of robust models",
+        ),
+        Entry("hf", f"{_M}.sources.hf:load", "hf:NAME_OR_FOLDER - image classifiers of transformers, safetensors only"),
+        Entry(
+            "onnx", f"{_M}.sources.onnx:load", "onnx:FILE - with gradients where the graph converts, else a black box"
+        ),
+        Entry("sklearn", f"{_M}.sources.sklearn:load", "sklearn:MODULE.CLASS - fitted to the train split; a black box"),
+        Entry(
+            "predict_proba",
+            f"{_M}.sources.predict_proba:load",
+            "predict_proba:FILE.py:FACTORY - anything with predict_proba; a black box",
+        ),
+        Entry("pt2", f"{_M}.sources.pt2:load", "pt2:FILE - torch.export archive (with --allow-unsafe-load)"),
+        Entry("torchscript", f"{_M}.sources.torchscript:load", "torchscript:FILE (with --allow-unsafe-load)"),
+        Entry("pickle", f"{_M}.sources.pickled:load", "pickle:FILE - torch.save'd module (with --allow-unsafe-load)"),
     ),
 )
 
@@ -267,6 +327,7 @@ REGRESSION_ATTACKS = Registry(
             {"access": "score", "stochastic": True},
         ),
     ),
+    base=f"{_A}.regression:RegressionAttack",
 )
 
 SHIFTS = Registry(
@@ -305,7 +366,13 @@ MAKERS = Registry(
             "defenses.head_align:WeightAlign",
             "the last layer's rows of frequent classes shortened to the others' length (Zhao 2020)",
         ),
+        Entry(
+            "cape",
+            "defenses.cape:CaPE",
+            "fine-tuned towards outcome rates of its own predictions, kept at the least log-loss (Liu 2022)",
+        ),
     ),
+    base="defenses.making:Maker",
 )
 
 DEFENSES = Registry(
@@ -320,7 +387,9 @@ DEFENSES = Registry(
         Entry("gairat", "defenses.gairat:GAIRAT", "weights by how many steps the attack needs (Zhang 2021)"),
         Entry("mail", "defenses.mail:MAIL", "weights by the probability margin under attack (Wang 2021)"),
         Entry("weat", "defenses.weat:WEAT", "TRADES with samples weighted by their energy (Mirza 2024)"),
-        Entry("reweight", "defenses.reweight:Reweight", "bounded weights by loss: a control for weat and done (Sow 2025)"),
+        Entry(
+            "reweight", "defenses.reweight:Reweight", "bounded weights by loss: a control for weat and done (Sow 2025)"
+        ),
         Entry("done", "defenses.done:DONE", "doubly robust: worst-case weights, bilevel step with barrier (Sow 2024)"),
         Entry("srat", "defenses.srat:SRAT", "class weights and separated features for imbalanced data (Wang 2021)"),
         Entry(
@@ -343,6 +412,7 @@ DEFENSES = Registry(
             "cross-entropy on PGD inputs mixed with that on FGSM or clean ones, weight fixed or estimated",
         ),
     ),
+    base="defenses.base:Defense",
 )
 
 # What a detector reads of a sample, whether it is fitted to training data, whether `adaptive` can follow its score.
@@ -409,6 +479,7 @@ DETECTORS = Registry(
             {"reads": "features", "needs_fit": True, "differentiable": False},
         ),
     ),
+    base="detectors.base:Detector",
 )
 
 ESTIMATORS = Registry(
@@ -434,6 +505,7 @@ ESTIMATORS = Registry(
             "probabilities corrected by learnt residuals; SDS, their self-contradiction (SPC-UQ)",
         ),
     ),
+    base="uq.base:Estimator",
 )
 
 # Of regressors: intervals and quantiles. A suite's `uq` names are looked up here where the data is a regression task.
@@ -460,6 +532,11 @@ REGRESSION_ESTIMATORS = Registry(
             "the mean over passes mixed with the single prediction, the same intervals",
         ),
         Entry(
+            "bayes-linear",
+            "uq.oracles:BayesLinear",
+            "the posterior predictive of a linear law with a normal prior: the exact answer on bayes-linear data",
+        ),
+        Entry(
             "quantile-aggregation",
             "uq.quantile_aggregation:QuantileAggregation",
             "several models' quantiles, weighted by a network of x (deep quantile aggregation)",
@@ -468,6 +545,25 @@ REGRESSION_ESTIMATORS = Registry(
             "split-point",
             "uq.split_point:SplitPointRegressor",
             "both sides of every interval and SDS, the contradiction of residuals' means (SPC-UQ)",
+        ),
+    ),
+    base="uq.regression:RegressionEstimator",
+)
+
+TRACKERS = Registry(
+    "tracker",
+    "trackers",
+    (
+        Entry(
+            "mlflow",
+            "robustbench_ext.trackers.mlflow:MLflow",
+            "mlflow:URI_OR_FOLDER - MLflow's server, database or folder",
+        ),
+        Entry("wandb", "robustbench_ext.trackers.wandb:WandB", "wandb:PROJECT - Weights & Biases, online or offline"),
+        Entry(
+            "tensorboard",
+            "robustbench_ext.trackers.tensorboard:TensorBoard",
+            "tensorboard:FOLDER - event files, in the run folder by default",
         ),
     ),
 )
@@ -483,7 +579,9 @@ ALL = {
     "datasets": DATASETS,
     "outliers": OUTLIERS,
     "models": MODELS,
+    "sources": SOURCES,
     "regressors": REGRESSORS,
     "regression-attacks": REGRESSION_ATTACKS,
     "shifts": SHIFTS,
+    "trackers": TRACKERS,
 }

@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 from robustbench_ext.attacks.adaptive import Adaptive, Scorer
 from robustbench_ext.attacks.base import Attack, Passes, build_attack
-from robustbench_ext.catalog import CORRUPTIONS, OUTLIERS
+from robustbench_ext.catalog import ATTACKS, CORRUPTIONS, OUTLIERS
 from robustbench_ext.data.base import Dataset, Split
 from robustbench_ext.data.corruptions.levels import EXTRA, FIFTEEN, LEVELS
 from robustbench_ext.data.loading import load_dataset
 from robustbench_ext.data.outliers import DISTANCE, from_dataset
-from robustbench_ext.errors import ConfigError, DataError, unknown_name
+from robustbench_ext.doubts import access_of
+from robustbench_ext.errors import ConfigError, DataError, ThreatModelError, unknown_name
+from robustbench_ext.named_data import names_dataset
 from robustbench_ext.numbers import format_number, parse_number
+from robustbench_ext.own import ORIGIN
 from robustbench_ext.probes import CLASSIFIER
 from robustbench_ext.randomness import SampleRandom
 
@@ -77,6 +80,11 @@ class Condition(ABC):
         return False
 
     @property
+    def needs_gradient(self) -> bool:
+        """Whether its inputs are made by following gradients of the model."""
+        return False
+
+    @property
     def against(self) -> str | None:
         """The label of the probe that its inputs are made against, if any."""
         return None
@@ -126,12 +134,22 @@ class UnderAttack(Condition):
         known = {"norm", "eps", "attack", "version"}
         return {
             "attack": name,
+            **({"origin": self._origin} if self._origin else {}),
             "norm": spec["norm"],
             "eps": spec["eps"],
             "members": list(self.attack.members),
             "minimum_norm": self.attack.keep == "norm" and spec["eps"] is None,
             "parameters": {k: v for k, v in spec.items() if k not in known},
         }
+
+    @property
+    def _origin(self) -> str:
+        """The file and class of an attack of the user's own; empty of ours."""
+        return str(getattr(self.attack, ORIGIN, ""))
+
+    @property
+    def needs_gradient(self) -> bool:
+        return "white" in access_of(self.attack)
 
     @property
     def batch_dependent(self) -> bool:
@@ -153,7 +171,10 @@ class UnderAttack(Condition):
     def apply(
         self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
     ) -> Inputs:
-        result = self.attack(model, x, y, ids=ids, seed=seed, clean_logits=clean, batch_size=batch_size)
+        try:
+            result = self.attack(model, x, y, ids=ids, seed=seed, clean_logits=clean, batch_size=batch_size)
+        except ThreatModelError as error:
+            raise ThreatModelError(f"{self._origin}: {error}" if self._origin else str(error)) from error
         columns = {
             "broken": result.broken.cpu().numpy(),
             "norm": result.norms.cpu().numpy(),
@@ -183,19 +204,21 @@ class Corrupted(Condition):
         version = CORRUPTIONS.load(self.name).version
         return {
             "condition": "corruption",
-            "name": self.name,
+            "name": CORRUPTIONS.label(self.name),
             "severity": self.severity,
             "levels": self.levels or "by size",
             "version": version,
         }
 
     def facts(self) -> dict[str, Any]:
-        return {"corruption": self.name, "severity": self.severity, "levels": self.levels or "by size"}
+        shown = CORRUPTIONS.label(self.name)
+        origin = {"origin": self.name} if shown != self.name else {}
+        return {"corruption": shown, "severity": self.severity, "levels": self.levels or "by size", **origin}
 
     def apply(
         self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
     ) -> Inputs:
-        random = SampleRandom.of(seed, ids, f"corruption/{self.name}")
+        random = SampleRandom.of(seed, ids, f"corruption/{CORRUPTIONS.label(self.name)}")
         return Inputs(CORRUPTIONS.load(self.name)(x, self.severity, random, self.levels), {})
 
 
@@ -220,7 +243,7 @@ class PublishedCorruption(Condition):
 
         if self.source == "cifar-c":
             return cifar_c(data["test"].take(n), self.name, self.severity)
-        return imagenet_c(self.name, self.severity, classes=data.classes).take(n)
+        return imagenet_c(self.name, self.severity, classes=data.classes, clean=data["test"]).take(n)
 
     def spec(self) -> dict[str, Any]:
         return {"condition": "published corruption", "of": self.source, "name": self.name, "severity": self.severity}
@@ -288,7 +311,7 @@ class Outliers(Condition):
         return True
 
     def samples(self, data: Dataset, split: str, n: int | None, seed: int = 0) -> Split:
-        if ":" in self.name:
+        if names_dataset(self.name):
             return from_dataset(self.name, self.n, data.shape)
         outliers: Split = OUTLIERS.load(self.name)(self.n, data.shape)
         return outliers
@@ -361,7 +384,7 @@ def is_available(entry: str | Mapping[str, Any]) -> bool:
         return importlib.util.find_spec("torchattacks") is not None  # imports nothing
     try:
         for name in listed_values(entry.get("outliers", "letters"), "outliers"):
-            if ":" in str(name):
+            if names_dataset(str(name)):
                 load_dataset(str(name))
     except DataError:
         return False
@@ -379,12 +402,13 @@ def _attacks(name: Any, rest: Mapping[str, Any]) -> list[Condition]:
     # Lists of these make one condition for each value (and for each pair, where both are lists).
     listed = {key: listed_values(rest[key], f"{name}: {key}") for key in ("eps", "against") if key in rest}
     made: list[Condition] = []
+    shown = ATTACKS.label(str(name))
     for values in itertools.product(*listed.values()):
         attack = build_attack(str(name), **{**rest, **dict(zip(listed, values, strict=True))})
         budget = "" if attack.eps == float("inf") else f" {format_number(attack.eps)}"
         against = f" against {attack.against}" if isinstance(attack, Adaptive) else ""
         norm = "" if attack.norm == name else f" {attack.norm}"  # "spatial" says it all
-        made.append(UnderAttack(f"{name}{norm}{budget}{against}", attack))
+        made.append(UnderAttack(f"{shown}{norm}{budget}{against}", attack))
     return made
 
 
@@ -396,17 +420,19 @@ def _corruptions(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
     made: list[Condition] = []
     for given in listed_values(names, "corruption"):
         source, colon, which = str(given).rpartition(":")
+        if source not in PUBLISHED and not CORRUPTIONS.split(str(given))[1]:
+            source, colon, which = "", "", str(given)  # a registered one, or one of the user's own
         if colon and source not in PUBLISHED:
             raise ConfigError(f"corruption {given}: {unknown_name('published benchmark', source, PUBLISHED)}")
         for name in SETS.get(which, (which,)):
-            CORRUPTIONS.get(name)
+            label = CORRUPTIONS.label(CORRUPTIONS.get(name).name)
             for severity in listed_values(rest.get("severity", [1, 2, 3, 4, 5]), f"{name}: severity"):
                 if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
                     raise ConfigError(f"corruption {name}: severity = {severity!r}, expected 1, 2, 3, 4 or 5")
                 if source:
-                    made.append(PublishedCorruption(f"{name} {severity}", PUBLISHED[source], name, int(severity)))
+                    made.append(PublishedCorruption(f"{label} {severity}", PUBLISHED[source], name, int(severity)))
                 else:
-                    made.append(Corrupted(f"{name} {severity}", name, int(severity), levels))
+                    made.append(Corrupted(f"{label} {severity}", name, int(severity), levels))
     return made
 
 
@@ -426,7 +452,7 @@ def _outliers(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
         raise ConfigError(f"outliers: distance = {distance!r}, expected near or far")
     made: list[Condition] = []
     for name in map(str, listed_values(names, "outliers")):
-        if ":" not in name:
+        if not names_dataset(name):
             OUTLIERS.get(name)
         made.append(Outliers(f"outliers {name}", name, n, distance or DISTANCE.get(name)))
     return made
@@ -469,7 +495,7 @@ def _distinct(conditions: list[Condition]) -> list[Condition]:
                 raise ConfigError(f"condition '{label}' is listed twice")
             mine, theirs = condition.facts().get("parameters", {}), seen[label].facts().get("parameters", {})
             differing = [f"{k}={v}" for k, v in mine.items() if theirs.get(k) != v]
-            label = f"{label} ({', '.join(differing) or 'variant'})"
+            label = f"{label} ({', '.join(differing) or condition.facts().get('origin') or 'variant'})"
             if label in seen:
                 raise ConfigError(f"conditions share the label '{label}'; give one of them a label: of its own")
             condition = _relabel(condition, label)

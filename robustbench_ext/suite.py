@@ -128,8 +128,11 @@ class Suite(_Strict):
         conditions: see `robustbench_ext.conditions.parse_conditions`, and for tables
             `robustbench_ext.regression_conditions.parse_regression_conditions`; `clean` is always there.
         detectors, uq: names or mappings with parameters.
+        metrics: functions of your own, `file.py:function`, see `robustbench_ext.own_metrics`.
         baseline: the model whose errors the mean corruption error of the others is taken relative to.
         batch_size: inputs per forward pass; no result depends on it beyond rounding.
+        precision: at which attacks on classifiers take gradients, unless they say themselves: "float32", "tf32", "bfloat16".
+            Verdicts, and all that is observed of a model, are float32 always.
         chunk_size: samples per record; the unit of work and of resuming.
     """
 
@@ -144,8 +147,10 @@ class Suite(_Strict):
     conditions: tuple[str | dict[str, Any], ...] = ()
     detectors: tuple[str | dict[str, Any], ...] = ()
     uq: tuple[str | dict[str, Any], ...] = ()
+    metrics: tuple[str, ...] = ()
     baseline: str | None = None
     batch_size: int = Field(250, ge=1)
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     chunk_size: int = Field(1000, ge=1)
 
     @model_validator(mode="before")
@@ -227,10 +232,15 @@ def bundled_suites() -> dict[str, Path]:
     return {file.stem: file for file in sorted(SUITES.glob("*.yaml"))}
 
 
+def bundled_parts() -> dict[str, Path]:
+    """Runs of several suites that come with the package, by name; see `robustbench_ext.parts`."""
+    return {file.stem: file for file in sorted((SUITES / "parts").glob("*.yaml"))}
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """A YAML mapping."""
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
@@ -265,7 +275,9 @@ def load_suite(
     else:
         file = bundled_suites().get(str(source)) or Path(source)
         if not file.is_file():
-            known = unknown_name("suite", str(source), bundled_suites())
+            if str(source) in bundled_parts():
+                raise ConfigError(f"'{source}' is a run of several suites: rbx run {source}, or parts.run_parts")
+            known = unknown_name("suite", str(source), bundled_suites() | bundled_parts())
             raise ConfigError(f"{known} A path to a YAML file will do too.")
         content, what = read_yaml(file), str(source)
         content.setdefault("name", file.stem)
@@ -315,10 +327,14 @@ def _model_entry(spec: str, mean: Sequence[float] | None, std: Sequence[float] |
 
 
 def _default_name(spec: str) -> str:
-    """`net.py:build` and `pkg.nets:build` are called build, a checkpoint folder by its last part."""
-    first = spec.partition("+")[0].strip()
-    source, _, attribute = first.rpartition(":")
-    return attribute if source and source != "torchvision" else first if source else Path(first).name
+    """`net.py:build` and `pkg.nets:build` are called build; a checkpoint folder and `onnx:made/net.onnx` by their last part."""
+    from robustbench_ext.catalog import SOURCES
+
+    first = spec.partition("+")[0].partition("#")[0].strip()
+    source, _, rest = first.partition(":")
+    if source in SOURCES:
+        return first if "/" not in rest and "\\" not in rest else Path(rest).name.rpartition(":")[2] or Path(rest).name
+    return first.rpartition(":")[2] if ":" in first else Path(first).name
 
 
 def _set(content: dict[str, Any], setting: str) -> None:

@@ -15,9 +15,10 @@ from robustbench_ext.errors import ConfigError, unknown_name
 def _suites() -> list[dict[str, Any]]:
     import yaml
 
-    from robustbench_ext.suite import bundled_suites
+    from robustbench_ext.suite import bundled_parts, bundled_suites
 
-    suites = ((name, yaml.safe_load(file.read_text())) for name, file in bundled_suites().items())
+    files = bundled_suites() | bundled_parts()
+    suites = ((name, yaml.safe_load(file.read_text(encoding="utf-8"))) for name, file in files.items())
     return [{"kind": "suites", "name": name, "summary": str(s.get("description", "")).strip()} for name, s in suites]
 
 
@@ -40,6 +41,17 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 _FILES = {"suites": _suites, "recipes": _recipes}
+_WITH = {"models": ("models", "sources")}  # who asks for models wants to know where they can come from
+
+
+def _here(name: str) -> dict[str, Any]:
+    """Of a published dataset: whether it is on this machine, and what is missing; of others nothing."""
+    from robustbench_ext.named_data import NAMED, lacking
+
+    if name not in NAMED:
+        return {}
+    missing = lacking(NAMED[name])
+    return {"here": missing is None, **({} if missing is None else {"missing": missing})}
 
 
 def _items(kinds: Iterable[str]) -> list[dict[str, Any]]:
@@ -80,11 +92,15 @@ def list_(
 ) -> None:
     """List attacks, corruptions, defenses, detectors, uq, datasets, outliers, models, suites and recipes by name."""
     kinds = [*ALL, *_FILES]
+    kind = "datasets" if kind == "data" else kind
     if kind is not None and kind not in kinds:
         raise ConfigError(unknown_name("kind", kind, kinds))
-    items = _items(kinds if kind is None else [kind])
+    items = _items(kinds if kind is None else _WITH.get(kind, (kind,)))
+    if not as_markdown:  # a document is about no machine
+        for item in items:
+            item |= _here(item["name"]) if item["kind"] == "datasets" else {}
     if as_json:
-        print(json.dumps(items, indent=1, ensure_ascii=False))
+        print(json.dumps(items, indent=1))
         return
     if as_markdown:
         print(markdown(items))
@@ -96,4 +112,14 @@ def list_(
         print(heading)
         for item in (i for i in items if i["kind"] == heading):
             lead = f"  {item['name']:<{width}}  "
-            print(textwrap.fill(item["summary"], 80, initial_indent=lead, subsequent_indent=" " * len(lead)))
+            there = {True: " [here]", False: f" [{item.get('missing')}]", None: ""}[item.get("here")]
+            print(
+                textwrap.fill(
+                    item["summary"] + there,
+                    80,
+                    initial_indent=lead,
+                    subsequent_indent=" " * len(lead),
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )

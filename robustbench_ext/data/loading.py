@@ -1,15 +1,17 @@
-"""Datasets by name: a bundled name (`digits`) or a source and an argument (`npz:PATH`)."""
+"""Datasets by name: a bundled name (`digits`), a published one (`cifar10`), or a source and an argument (`npz:PATH`)."""
 
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 
 from robustbench_ext.catalog import DATASETS
 from robustbench_ext.data.base import REGRESSION, Dataset
 from robustbench_ext.data.longtail import split_spec
-from robustbench_ext.errors import ConfigError
+from robustbench_ext.errors import ConfigError, DataError
+from robustbench_ext.named_data import NAMED, find
 
 # Names that take an argument, and what it is; where it is in brackets it may be left out.
 _SOURCES = {
@@ -23,11 +25,14 @@ _SOURCES = {
     "csv": "PATH",
     "statsmodels": "NAME",
     "toy-cubic": "[NOISE]",
+    "outcomes": "[SCENARIO]",
+    "bayes-linear": "[KIND]",
 }
 
 
 def load_dataset(spec: str) -> Dataset:
-    """Load `digits`, `mnist5k`, `npz:PATH`, `folder:PATH` or `torchvision:NAME`; domains: `digits-dg:DOMAIN`,
+    """Load `digits`, `mnist5k`, `npz:PATH`, `folder:PATH` or `torchvision:NAME`; a published set from $RBX_DATA, `cifar10`,
+    `imagenet#size=224`, `pacs:DOMAIN` (see `robustbench_ext.named_data`); domains: `digits-dg:DOMAIN`,
     `domains:PATH#without=DOMAIN`, `rotated-mnist:ANGLE`, `coloured-mnist:P`; or data for regression: `diabetes`, `autompg`,
     `friedman`, `toy-heteroscedastic`, `toy-cubic:NOISE`, `csv:PATH#target=COLUMN`, `statsmodels:NAME`.
 
@@ -51,8 +56,12 @@ def _stamp(spec: str) -> tuple[object, ...]:
     """What tells an edited file from the one that was loaded before."""
     source, _, argument = spec.partition(":")
     path = Path(argument).expanduser()
+    if (named := _name(spec)) in NAMED:
+        return (os.environ.get("RBX_DATA"), *_named_stamp(named, spec[len(named) :].removeprefix(":")))
     if source == "npz" and path.is_file():
         files = [path]
+    elif source == "npz" and path.is_dir():
+        files = sorted(path.glob("*.npy"))
     elif source == "csv":
         from robustbench_ext.data.tabular import csv_options
 
@@ -68,9 +77,37 @@ def _stamp(spec: str) -> tuple[object, ...]:
     return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
 
 
+def _name(spec: str) -> str:
+    """What lies before the first : or #."""
+    return re.split("[:#]", spec, maxsplit=1)[0]
+
+
+def _named_stamp(name: str, rest: str) -> tuple[object, ...]:
+    """Files, and folders of images with the folders in them: their times change with the names in them. To ask each of a
+    million images would take longer than the rest of a run.
+    """
+    from robustbench_ext.data.named.options import root_of
+
+    try:
+        found = find(NAMED[name], root_of(rest))
+    except DataError:
+        return ()
+    paths = [found.folder, *found.paths.values()]
+    paths += [child for path in found.paths.values() if path.is_dir() for child in path.iterdir() if child.is_dir()]
+    return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in paths)
+
+
 @lru_cache(maxsize=4)
 def _load(spec: str, stamp: tuple[object, ...]) -> Dataset:
     name, colon, argument = spec.partition(":")
+    if (named := _name(spec)) in NAMED:
+        rest = spec[len(named) :].removeprefix(":")
+        if colon and spec[len(named)] == ":" and not NAMED[named].argument:
+            raise ConfigError(
+                f"data '{spec}': '{named}' takes no argument; options follow a #, as in {named}#root=FOLDER"
+            )
+        found: Dataset = DATASETS.load(named)(rest)
+        return found
     if name not in DATASETS and Path(spec).exists():
         suffix = Path(spec).suffix.lower()
         kind = "folder" if Path(spec).is_dir() else "csv" if suffix in (".csv", ".tsv") else "npz"

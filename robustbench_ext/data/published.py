@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_ext.data.base import Split
+from robustbench_ext.data.base import Split, Subset
 from robustbench_ext.data.corruptions.levels import TABLE
 from robustbench_ext.data.domains import RGBFolder
 from robustbench_ext.data.files import _IMAGE_SUFFIXES, _ordered
@@ -57,8 +57,8 @@ def cifar_c(split: Split, corruption: str, severity: int, root: str | Path | Non
     """The published corrupted versions of samples of CIFAR's test split, in their order, with their ids and labels.
 
     Args:
-        split: samples of `torchvision:CIFAR10` or `torchvision:CIFAR100`, all of the test split: their ids say which images
-            of the test set they are.
+        split: samples of `cifar10` or `cifar100` (or `torchvision:CIFAR10`, `torchvision:CIFAR100`), all of the test split:
+            their ids say which images of the test set they are.
         severity: 1 to 5.
         root: the folder that holds NAME.npy and labels.npy; by default $RBX_DATA/CIFAR-10-C (or CIFAR-100-C).
 
@@ -126,7 +126,11 @@ class ImageNetC(RGBFolder):
 
 
 def imagenet_c(
-    corruption: str, severity: int, root: str | Path | None = None, classes: tuple[str, ...] | None = None
+    corruption: str,
+    severity: int,
+    root: str | Path | None = None,
+    classes: tuple[str, ...] | None = None,
+    clean: Split | None = None,
 ) -> Split:
     """ImageNet-C under one corruption at one severity, every prefix balanced between classes.
 
@@ -135,6 +139,8 @@ def imagenet_c(
     Args:
         root: the folder that holds the corruptions' folders, or those of the archives; by default $RBX_DATA/ImageNet-C.
         classes: the WordNet ids in the order of the model's logits; by default all 1,000, sorted, which is torchvision's order.
+        clean: samples of the test split. Where they have ids of this kind (those of `imagenet` do), the same images are
+            returned in the same order: those that calibrate are left out, and verdicts can be paired with the clean ones too.
 
     Returns:
         float32 images (N, 3, 224, 224), read when they are asked for.
@@ -157,8 +163,8 @@ def imagenet_c(
     if foreign := sorted(set(found) - set(known)):
         raise DataError(
             f"{base}: folders {', '.join(foreign[:5])} are not among the {len(known)} classes given ({', '.join(known[:3])}, "
-            f"...). Classes go by their WordNet ids, such as n01440764: take folder:PATH of ImageNet's validation images, "
-            f"PATH/test/WNID/*.JPEG, as data"
+            f"...). Classes go by their WordNet ids, such as n01440764: take imagenet as data, or folder:PATH of its "
+            f"validation images, PATH/test/WNID/*.JPEG"
         )
     if missing := [wnid for wnid in known if wnid not in set(found)]:
         raise DataError(
@@ -173,7 +179,11 @@ def imagenet_c(
             raise DataError(f"{base / wnid}: there are no images; expected {base / wnid}/*.JPEG")
         files += images
         labels += [number[wnid]] * len(images)
-    return _ordered(ImageNetC(base, files, np.array(labels, dtype=np.int64), side=None))
+    found_all = ImageNetC(base, files, np.array(labels, dtype=np.int64), side=None)
+    row = {name: k for k, name in enumerate(found_all.ids.tolist())}
+    if clean is not None and all(name in row for name in clean.ids.tolist()):
+        return Subset(found_all, np.array([row[name] for name in clean.ids.tolist()]))
+    return _ordered(found_all)
 
 
 def _place(home: Path, name: str, severity: int) -> Path:
@@ -202,9 +212,9 @@ def _test_rows(ids: np.ndarray) -> tuple[str, np.ndarray]:
         prefix, _, number = name.rpartition(":")
         if source not in _CIFAR or prefix != f"{source}:test" or not number.isdecimal() or int(number) >= CIFAR_TEST:
             raise DataError(
-                f"published corruptions: a sample '{name}'; expected the test split of torchvision:CIFAR10 or "
-                f"torchvision:CIFAR100, with ids such as CIFAR10:test:000123. Corrupt other data with "
-                f"robustbench_ext.data.corruptions"
+                f"published corruptions: a sample '{name}'; expected the test split of cifar10 or cifar100 in the published "
+                f"order (from the python or the binary version), with ids such as CIFAR10:test:000123. Corrupt other data "
+                f"with robustbench_ext.data.corruptions"
             )
         rows.append(int(number))
     if not rows:

@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from robustbench_ext.cli.main import app
+from robustbench_ext.cli.main import run as entry_point
 
 NETS = """
 import torch
@@ -101,7 +102,7 @@ def test_run_report_and_resume_from_the_shell(tmp_path, tiny_suite):
     [
         (("run", "quikstart"), "Did you mean 'quickstart'"),
         (("run", "quickstart", "--set", "m=3"), "unknown key 'm'"),
-        (("run", "quickstart", "--data", "mnist"), "Did you mean 'mnist5k'"),
+        (("run", "quickstart", "--data", "mnist5"), "Did you mean 'mnist5k'"),
         (("run", "quickstart", "--executor", "locale"), "Did you mean 'local'"),
         (("check", "--model", "small-cnm", "--data", "digits"), "Did you mean 'small-cnn'"),
         (("report", "."), "no results.json"),
@@ -111,10 +112,21 @@ def test_run_report_and_resume_from_the_shell(tmp_path, tiny_suite):
         (("run",), "Missing argument"),
     ],
 )
-def test_usage_errors_are_one_sentence_and_exit_code_2(arguments, message, tmp_path):
-    done = shell(*arguments, cwd=tmp_path)
+def test_usage_errors_are_one_sentence_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rbx", *arguments])
+    with pytest.raises(SystemExit) as end:
+        entry_point()
+    said = capfd.readouterr().err
+    assert end.value.code == 2, said
+    assert message in " ".join(said.replace("│", " ").split())
+    assert "Traceback" not in said
+
+
+def test_a_usage_error_in_the_shell(tmp_path):
+    done = shell("run", "quikstart", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert "Did you mean 'quickstart'" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 

@@ -130,7 +130,7 @@ def test_folder_faults(tmp_path):
 
 def test_unknown_names_name_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'mnist5k'"):
-        load_dataset("mnist")
+        load_dataset("mnist5")
     with pytest.raises(DataError, match="Did you mean 'CIFAR10'"):
         load_dataset("torchvision:CIFAR1O")
     with pytest.raises(DataError, match="RBX_DATA"):
