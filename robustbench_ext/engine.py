@@ -252,6 +252,8 @@ def _run_suite(
     for name in context.left_out:
         why = "not installed: pip install --no-deps torchattacks" if "torchattacks" in name else "the data is not there"
         hooks.message(f"left out: {name} ({why})")
+    for note in context.data.notes:
+        hooks.message(f"note: {note}")
     runner = _Runner(context, (executor, workers, options), told, hooks)
     runner.run()
     context = runner.context

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_ext import __version__, device, fingerprint
+from robustbench_ext import __version__, device, fingerprint, reach
+from robustbench_ext.catalog import ATTACKS
 from robustbench_ext.checks import Check
 from robustbench_ext.classification import Classification
 from robustbench_ext.conditions import Condition, Inputs, UnderAttack, is_available
@@ -67,6 +69,21 @@ def task_of(data: Dataset) -> Task:
     return Regression(data) if data.task == REGRESSION else Classification(data)
 
 
+def _at_precision(entries: list[Any], precision: str, data: Dataset) -> list[Any]:
+    """The entries of conditions, with the suite's precision for attacks that follow gradients and name none themselves."""
+    if precision == "float32":
+        return entries
+    if data.task == REGRESSION:
+        raise ConfigError(f"precision: {precision} is for attacks on classifiers; leave it out for {data.name}")
+
+    def follows(entry: Any) -> bool:
+        if not isinstance(entry, Mapping) or "attack" not in entry or "precision" in entry:
+            return False
+        return bool(ATTACKS.load(ATTACKS.split(str(entry["attack"]))[0]).access == "white")
+
+    return [{**entry, "precision": precision} if follows(entry) else entry for entry in entries]
+
+
 class Context:
     """A suite resolved against a run folder."""
 
@@ -82,11 +99,15 @@ class Context:
             for e in suite.conditions
             if e not in available and isinstance(e, dict)
         ]
-        self.conditions = {c.label: c for c in self.task.conditions(available)}
+        self.conditions = {
+            c.label: c for c in self.task.conditions(_at_precision(available, suite.precision, self.data))
+        }
         self.probes = parse_probes(suite.detectors, suite.uq, self.task.estimator)
+        self.metrics = self.task.metrics(suite.metrics)
         self.store = RecordStore(folder / "records")
         self._sizes = BatchSizes(folder, suite.batch_size)
         self._models: dict[str, LoadedModel] = {}
+        self._lacks: dict[str, frozenset[str]] = {}
         self._others: dict[str, LoadedModel] = {}  # members of probes that are no models of the suite
         self._readers: dict[str, Any] = {}
         self._fitted: dict[tuple[str, str], Any] = {}
@@ -103,7 +124,7 @@ class Context:
 
     def probes_of(self, model: str) -> list[Probe]:
         """The probes that are read off a model."""
-        return [probe for probe in self.probes if not probe.only or model in probe.only]
+        return [p for p in self.probes if (not p.only or model in p.only) and not self.beyond(model, p)]
 
     def probes_read(self, model: str) -> list[Probe]:
         """Those of them that could be fitted, as far as is known: the others are failures of their own, not of the cells."""
@@ -125,9 +146,32 @@ class Context:
         for probe in self.probes_of(model):
             self.store.discard(self._unfit_key(model, probe))
 
-    def conditions_of(self, model: str) -> dict[str, Condition]:
-        """The conditions that a model meets, by label."""
+    def conditions_for(self, model: str) -> dict[str, Condition]:
+        """The conditions that the suite has for a model, by label."""
         return {k: c for k, c in self.conditions.items() if not c.only or model in c.only}
+
+    def conditions_of(self, model: str) -> dict[str, Condition]:
+        """Those of them that it meets: all, but for attacks that follow a gradient which the model has not."""
+        return {k: c for k, c in self.conditions_for(model).items() if not self.beyond(model, c)}
+
+    def beyond(self, model: str, part: Condition | Probe) -> bool:
+        """Whether a condition or a probe needs something of a model that it has not, such as gradients."""
+        return bool(self.lacks(model) and reach.why_not(part, self.lacks(model)))
+
+    def lacks(self, model: str) -> frozenset[str]:
+        """What a model of the suite has not; see `robustbench_ext.reach`. What the run trains or makes has everything."""
+        if model not in self._lacks:
+            self._lacks[model] = frozenset()
+            if self.data.task != REGRESSION and self.entry(model).spec is not None:
+                with suppress(RobustBenchExtError):  # it cannot be loaded: the run says so, and goes on with the others
+                    self._lacks[model] = reach.lacks(self.model(model).module)
+        return self._lacks[model]
+
+    def notes_of(self, model: str) -> list[str]:
+        """What results say of a model that cannot be asked everything: what was left out for it, and what remains."""
+        named = [p for p in self.probes if not p.only or model in p.only]
+        text = reach.note(model, self.lacks(model), list(self.conditions_for(model).values()), named)
+        return [text] if self.lacks(model) and text else []
 
     def taps(self, model: str) -> list[str]:
         """The features that the probes of a model read."""
@@ -149,13 +193,13 @@ class Context:
         return found
 
     def model(self, name: str) -> LoadedModel:
-        """The model, loaded once per process."""
+        """The model, loaded once per process and put on its device; one that was handed over stays where it is."""
         if name not in self._models:
             trained, entry = self.training.get(name), self.entry(name)
             if trained is not None:
-                self._models[name] = self.task.load_other(str(trained.folder))
+                self._models[name] = _placed(self.task.load_other(str(trained.folder)))
             elif entry.spec != GIVEN:
-                self._models[name] = self.task.load(entry)
+                self._models[name] = _placed(self.task.load(entry))
             elif name in self.given.models:
                 self._models[name] = self.task.adopt(self.given.models[name], entry)
             else:
@@ -181,7 +225,7 @@ class Context:
     def _other(self, spec: str, probe: Probe) -> LoadedModel:
         if spec not in self._others:
             try:
-                self._others[spec] = self.task.load_other(spec)
+                self._others[spec] = _placed(self.task.load_other(spec))
             except ModelError as error:
                 raise ConfigError(
                     f"{probe.kind} '{probe.label}', member '{spec}': it is none of the suite's models "
@@ -330,12 +374,18 @@ class Context:
         """
         reused = self.is_done(cell)
         may_halve = not self.conditions[cell.condition].batch_dependent
-        facts, halved = self._sizes.fitting(self._who(cell.model), lambda size: self._compute(cell, size), may_halve)
+        with device.settled():
+            facts, halved = self._sizes.fitting(
+                self._who(cell.model), lambda size: self._compute(cell, size), may_halve
+            )
         return {**facts, **({"reused": True} if reused else {}), **({"halved": halved} if halved else {})}
 
     def _who(self, model: str) -> str:
         """What the number of inputs that fit into memory belongs to."""
-        return f"{self.model(model).fingerprint} on {device.current()}"
+        return f"{self.model(model).fingerprint} on {self._device(model)}"
+
+    def _device(self, model: str) -> str:
+        return device.name(device.of(self.model(model).module))
 
     def _compute(self, cell: Cell, batch_size: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -344,7 +394,7 @@ class Context:
         if not self.store.has(key):
             made = self._inputs(cell, batch_size)
             columns = self._observe(cell, made, batch_size)
-            meta = {"what": str(cell), "identity": self.observation_identity(cell)}
+            meta = {"what": str(cell), "identity": self.observation_identity(cell), "device": self._device(cell.model)}
             self.store.save(key, columns, {**meta, "seconds": round(time.perf_counter() - started, 3)})
         columns = self.store.load(key)
 
@@ -372,7 +422,7 @@ class Context:
                     continue
                 read = probe.read(fitted, self.task.seen([columns]), shown)
                 meta = {"what": f"{cell} · {probe.label}", "identity": self.probe_identity(cell, probe)}
-                meta["fitted"] = _about(fitted)
+                meta |= {"fitted": _about(fitted), "device": self._device(cell.model)}
                 self.store.save(probe_key, read, {**meta, "seconds": round(time.perf_counter() - begun, 3)})
         return {**self.task.progress(columns), "n": len(columns["label"]), "seconds": time.perf_counter() - started}
 
@@ -467,8 +517,10 @@ class Context:
         """A model's checks, made once."""
         key = self.preflight_key(model)
         if not self.store.has(key):
-            checks = self.task.preflight(self.model(model).module, self.suite.seed)
-            self.store.save(key, {}, {"what": f"{model} · preflight", "checks": [vars(c) for c in checks]})
+            with device.settled():
+                checks = self.task.preflight(self.model(model).module, self.suite.seed)
+            meta = {"what": f"{model} · preflight", "device": self._device(model)}
+            self.store.save(key, {}, {**meta, "checks": [vars(c) for c in checks]})
         return [Check(**check) for check in self.store.meta(key)["checks"]]
 
     def validate(self) -> None:
@@ -523,6 +575,11 @@ class Context:
                     f"condition '{condition.label}': model '{model}' meets it, and '{against}' is not read off that model. "
                     f"Give both the same only:."
                 )
+
+
+def _placed(loaded: LoadedModel) -> LoadedModel:
+    loaded.module.to(device.current())
+    return loaded
 
 
 def _about(fitted: Any) -> dict[str, Any]:

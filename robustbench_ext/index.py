@@ -7,7 +7,8 @@ measured the same thing.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from robustbench_ext import fingerprint
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.evaluate import Cell, Context
-from robustbench_ext.measured import Columns, join
+from robustbench_ext.measured import Columns, Recent, Table
 from robustbench_ext.records import RecordStore
 
 INDEX = "index.json"
@@ -90,7 +91,7 @@ def index_of(context: Context, models: list[str]) -> Index:
         samples = context.samples(condition, "test")
         conditions[label] = IndexedCondition(
             spec=condition.spec(),
-            ids=fingerprint.hash_strings(samples.ids.tolist()),
+            ids=fingerprint.hash_strings(fingerprint.each_string(samples.ids)),
             samples=samples.fingerprint(),
         )
     return Index(
@@ -119,13 +120,15 @@ class Stored:
     def __init__(self, folder: Path) -> None:
         self.index, self._folder = Index.read(folder), folder
         self._store = RecordStore(folder / "records")
-        self.observations = lru_cache(maxsize=64)(self._observations)
-        self.probe = lru_cache(maxsize=256)(self._probe)
+        self._ids: dict[str, np.ndarray] = {}
+        self.observations = Recent(self._observations)
+        self.probe = Recent(self._probe)
 
-    def _observations(self, model: str, condition: str) -> Columns:
-        return self._joined(self._model(model).observations.get(condition), f"{model} under {condition}")
+    def _observations(self, model: str, condition: str) -> Table:
+        keys = self._model(model).observations.get(condition)
+        return self._joined(keys, f"{model} under {condition}", lambda: self._named(keys or []))
 
-    def _probe(self, model: str, condition: str, label: str) -> Columns:
+    def _probe(self, model: str, condition: str, label: str) -> Table:
         keys = self._model(model).probes.get(label, {}).get(condition)
         return self._joined(keys, f"{label} of {model} under {condition}")
 
@@ -136,7 +139,12 @@ class Stored:
             )
         return self.index.models[model]
 
-    def _joined(self, keys: list[str] | None, what: str) -> dict[str, np.ndarray]:
+    def _named(self, keys: list[str]) -> np.ndarray:
+        """The ids that records hold, whatever the index says of them: one array for all that hold the same ones."""
+        found = np.concatenate([self._store.load(key)["id"] for key in keys])
+        return self._ids.setdefault(hashlib.sha256(found.tobytes()).hexdigest(), found)
+
+    def _joined(self, keys: list[str] | None, what: str, ids: Callable[[], np.ndarray] | None = None) -> Table:
         if not keys:
             raise ConfigError(f"{self._folder / INDEX} has no records of {what}. Run the suite again into this folder.")
-        return join([self._store.load(key) for key in keys])
+        return Table(keys, self._store.load, ids)

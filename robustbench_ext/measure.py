@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_ext import detection_rows, measure_regression, measure_uncertainty
+from robustbench_ext import detection_rows, measure_regression, measure_truth, measure_uncertainty
 from robustbench_ext.conditions import Condition, UnderAttack
 from robustbench_ext.data.corruptions.levels import FIFTEEN
 from robustbench_ext.doubts import Attacked, access_of, doubts
 from robustbench_ext.evaluate import CLEAN, PREVIEWS, Context
-from robustbench_ext.measured import Columns, Measured, Place, Tables, rounded, row
+from robustbench_ext.measured import Columns, Measured, Place, Tables, rounded, row, rows
+from robustbench_ext.measured import correct as correct  # where others look for it
 from robustbench_ext.metrics import METRICS, Estimate, audit, corruption, distance, energy, tails
 from robustbench_ext.metrics import classification as cls
 from robustbench_ext.metrics import detection as det
-from robustbench_ext.metrics.intervals import bootstrap_mean
+from robustbench_ext.metrics.resampling import resampled_mean
 from robustbench_ext.numbers import format_number
+from robustbench_ext.own_metrics import measure_own
 from robustbench_ext.probes import CLASSIFIER
 from robustbench_ext.results import Cost, Finding
 
@@ -28,17 +30,6 @@ HISTOGRAM_BINS = 40
 RIGHT = "classified correctly"  # the group of clean samples that attacks work on
 CORRUPTIONS, DOMAINS = "all corruptions", "all domains"  # labels of what is taken over several conditions
 NAMED_CLASSES = 10  # of a group of classes; the others are counted
-
-
-def correct(columns: Columns) -> np.ndarray:
-    """Correct samples (N,) bool: by the attack's own verdict where there was one, otherwise by the logits.
-
-    An attack's verdict and the logits of the pass that reads probes can differ by rounding for a sample on the
-    boundary; the verdict counts.
-    """
-    if "broken" in columns:
-        return np.asarray(~columns["broken"])
-    return np.asarray(columns["logits"].argmax(axis=1) == columns["label"])
 
 
 def measure(context: Context, models: Sequence[str]) -> Measured:
@@ -59,6 +50,8 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
                 _classifier(out, context, model, condition, columns)
                 if "audit" not in columns:  # an audit leaves most samples without a verdict of their own
                     measure_uncertainty.estimators(out, context, tables, model, label)
+                    measure_own(out, context.metrics, model, label, columns)
+                measure_truth.classifier(out, context, tables, model, condition)
             if _target(condition) != "none":
                 _targeted(out, tables, model, condition, columns)
             _energies(out, tables, model, condition, columns)
@@ -147,7 +140,7 @@ def _classifier(out: Measured, context: Context, model: str, condition: Conditio
     name = "robust_accuracy" if attacked else "accuracy"
     _accuracies(out, context, model, condition.label, name, correct(columns), columns["label"])
     place = Place(out, model, condition.label, CLASSIFIER)
-    measure_uncertainty.calibration(place, columns["logits"], columns["label"])
+    measure_uncertainty.calibration(place, rows(columns, "logits"), columns["label"])
     if attacked:
         _mean_norm(out, model, condition, columns)
         members = condition.facts()["members"]
@@ -161,7 +154,7 @@ def _mean_norm(out: Measured, model: str, condition: Condition, columns: Columns
     moved = columns["norm"][columns["broken"] & (columns["norm"] > 0)].astype(np.float64)
     estimate = Estimate.undefined(len(moved), f"the attack broke {len(moved)} samples, too few for an interval")
     if len(moved) > 1:
-        estimate = bootstrap_mean(moved)
+        estimate = resampled_mean(moved)
     out.rows.append(row(model, condition.label, CLASSIFIER, "mean_norm", estimate))
 
 
@@ -215,18 +208,18 @@ def _energies(out: Measured, tables: Tables, model: str, condition: Condition, c
     if condition.kind != CLEAN and not full_length:
         return
     natural = tables.observations(model, CLEAN)
-    before = energy.sample_energies(natural["logits"], natural["label"])
+    before = energy.sample_energies(rows(natural, "logits"), natural["label"])
 
-    def rows(found: dict[str, Estimate], group: str | None = None) -> None:
+    def add(found: dict[str, Estimate], group: str | None = None) -> None:
         out.rows.extend(row(model, condition.label, CLASSIFIER, name, e, group=group) for name, e in found.items())
 
     if condition.kind == CLEAN:
-        rows(energy.clean_metrics(before))
-        rows(energy.clean_metrics(before.of(correct(natural))), RIGHT)
+        add(energy.clean_metrics(before))
+        add(energy.clean_metrics(before.of(correct(natural))), RIGHT)
         return
     mine = _eligible(tables, model, condition, columns)
-    before, after = before.of(mine), energy.sample_energies(columns["logits"], columns["label"]).of(mine)
-    rows(energy.attack_metrics(before, after))
+    before, after = before.of(mine), energy.sample_energies(rows(columns, "logits"), columns["label"]).of(mine)
+    add(energy.attack_metrics(before, after))
     if mine.any():
         histograms = energy.energy_histograms(before, after)
         data = {name: rounded(values) for name, values in histograms.items()}
@@ -318,7 +311,7 @@ def _worst_cases(out: Measured, context: Context, tables: Tables, model: str, do
     Undefined where one of these attacks could not be computed: a worst case over fewer attacks looks better than it is.
     """
     attacks: dict[str, list[tuple[float, Condition]]] = {}
-    for condition in context.conditions_of(model).values():
+    for condition in context.conditions_for(model).values():  # those too that were left out for want of a gradient
         facts = condition.facts()
         if condition.kind == "attack" and facts["eps"] is not None:
             attacks.setdefault(facts["norm"], []).append((facts["eps"], condition))
@@ -362,7 +355,7 @@ def _shifts(out: Measured, context: Context, tables: Tables, model: str, done: s
         group = f"{len(labels)} conditions"
         if kind == "corruptions":
             # The same samples under each: a sample's mean over corruptions is what is independent.
-            mean = bootstrap_mean(np.mean(right, axis=0))
+            mean = resampled_mean(np.mean(right, axis=0))
             out.rows.append(row(model, name, CLASSIFIER, "mean_accuracy", mean, group=group))
             _corruption_errors(out, context, tables, model, [conditions[label] for label in labels])
             continue
@@ -416,7 +409,7 @@ def _doubts(out: Measured, context: Context, tables: Tables, model: str, done: d
     attacks = [_attacked(c, tables.observations(model, k)) for k, c in done.items() if isinstance(c, UnderAttack)]
     checked = context.preflight(model) if context.store.has(context.preflight_key(model)) else []
     randomised = any(c.name == "determinism" and c.status == "fail" for c in checked)
-    found = doubts(correct(clean), clean["label"], clean["logits"].shape[1], attacks, randomised)
+    found = doubts(correct(clean), clean["label"], rows(clean, "logits").shape[1], attacks, randomised)
     out.doubts += [Finding(model=model, **asdict(check)) for check in found]
 
 
@@ -446,7 +439,10 @@ def _gallery(out: Measured, tables: Tables, model: str, conditions: dict[str, Co
         if condition.kind != "attack":
             continue
         columns = tables.observations(model, label)
-        for i in range(min(PREVIEWS, len(columns["preview"]))):
+        shown = range(min(PREVIEWS, len(columns["preview"])))
+        first = slice(0, len(shown))
+        logits, attacked = rows(clean, "logits")[first], rows(columns, "logits")[first]
+        for i in shown:
             before, after = clean["preview"][i], columns["preview"][i]
             difference = after.astype(np.float64) - before
             scale = np.abs(difference).max() or 1.0
@@ -456,8 +452,8 @@ def _gallery(out: Measured, tables: Tables, model: str, conditions: dict[str, Co
                     "condition": label,
                     "id": str(columns["id"][i]),
                     "label": int(columns["label"][i]),
-                    "before": int(clean["logits"][i].argmax()),
-                    "after": int(columns["logits"][i].argmax()),
+                    "before": int(logits[i].argmax()),
+                    "after": int(attacked[i].argmax()),
                     "broken": bool(columns["broken"][i]),
                     "norm": float(f"{columns['norm'][i]:.4g}"),
                     "images": [_png(before), _png(after), _png(np.uint8(127.5 + 127.5 * difference / scale))],

@@ -15,10 +15,12 @@ from scipy.special import logsumexp
 
 from robustbench_ext import detection_rows
 from robustbench_ext.evaluate import Context
-from robustbench_ext.measured import Measured, Place, Tables, nominal_group, rounded
+from robustbench_ext.fingerprint import Rows
+from robustbench_ext.measured import Measured, Place, Tables, nominal_group, rounded, rows
 from robustbench_ext.metrics import binned, classwise, ranking, selective, sets
 from robustbench_ext.metrics import calibration as cal
 from robustbench_ext.metrics import classification as cls
+from robustbench_ext.metrics.blocks import blocks, each
 from robustbench_ext.probes import CLASSIFIER
 
 PARTS = ("aleatoric", "epistemic")
@@ -26,7 +28,7 @@ PARTS = ("aleatoric", "epistemic")
 BASELINE = f"{CLASSIFIER} · msp"
 
 
-def calibration(place: Place, logits: np.ndarray, y: np.ndarray) -> None:
+def calibration(place: Place, logits: Rows, y: np.ndarray) -> None:
     """Error of the top label's confidence, proper scores, and the reliability diagram.
 
     Args:
@@ -52,15 +54,16 @@ def estimators(out: Measured, context: Context, tables: Tables, model: str, cond
         return
     seen = tables.observations(model, condition)
     y = seen["label"]
-    _compared(Place(out, model, condition, CLASSIFIER), seen["logits"], y)
+    _compared(Place(out, model, condition, CLASSIFIER), rows(seen, "logits"), y)
     for probe in probes:
         label, read = probe.label, tables.probe(model, condition, probe.label)
-        place, right = Place(out, model, condition, label), read["logits"].argmax(axis=1) == y
+        place, logits = Place(out, model, condition, label), rows(read, "logits")
+        right = cls.predicted(logits, y)
         # What only adds sets leaves the probabilities as they are; the classifier's rows would be there twice.
-        if not np.array_equal(read["logits"], seen["logits"]):
+        if not all(np.array_equal(block, rows(seen, "logits")[here]) for here, block in blocks(logits)):
             place.row("accuracy", cls.accuracy(right))
-            calibration(place, read["logits"], y)
-            _compared(place, read["logits"], y)
+            calibration(place, logits, y)
+            _compared(place, logits, y)
         if "sets" in read:
             _sets(place, read["sets"], y, context.data.classes, probe.spec().get("alpha"))
         for part in PARTS:
@@ -68,7 +71,7 @@ def estimators(out: Measured, context: Context, tables: Tables, model: str, cond
                 _worth(Place(out, model, condition, f"{label} · {part}"), read[part], right)
 
 
-def _compared(place: Place, logits: np.ndarray, y: np.ndarray) -> None:
+def _compared(place: Place, logits: Rows, y: np.ndarray) -> None:
     """Other calibration errors, the parts of the Brier score, what the largest probability is worth for abstaining."""
     confidence, right = cal.confidence_and_correctness(logits, y)
     place.row("ece_equal_mass", binned.ece_equal_mass(confidence, right))
@@ -119,10 +122,14 @@ def scores(context: Context, tables: Tables, model: str, condition: str) -> dict
             found |= {f"{probe.label} · {part}": read[part] for part in PARTS if part in read}
     if not found:
         return {}
-    return {BASELINE: lack_of_confidence(tables.observations(model, condition)["logits"]), **found}
+    return {BASELINE: lack_of_confidence(rows(tables.observations(model, condition), "logits")), **found}
 
 
-def lack_of_confidence(logits: np.ndarray) -> np.ndarray:
+def lack_of_confidence(logits: Rows) -> np.ndarray:
     """1 - max_k p_k as its log-odds (N,): the same order, without the rounding to 0 that would tie all confident samples."""
-    z = np.sort(logits.astype(np.float64), axis=1)
-    return np.asarray(logsumexp(z[:, :-1], axis=1) - z[:, -1])
+
+    def log_odds(block: np.ndarray) -> tuple[np.ndarray]:
+        z = np.sort(block.astype(np.float64), axis=1)
+        return (logsumexp(z[:, :-1], axis=1) - z[:, -1],)
+
+    return each(log_odds, logits)[0]

@@ -12,17 +12,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
+from robustbench_ext import measure_truth
 from robustbench_ext.axes import CLASSIFIER, CLEAN, REGRESSOR
+from robustbench_ext.data.base import ClassTruth, Truth
 from robustbench_ext.data.corruptions.levels import FIFTEEN
+from robustbench_ext.fingerprint import Rows
 from robustbench_ext.index import Recorded
-from robustbench_ext.measure import correct
 from robustbench_ext.measure_regression import shown
 from robustbench_ext.measure_uncertainty import BASELINE, PARTS, lack_of_confidence
+from robustbench_ext.measured import correct, rows
 from robustbench_ext.metrics import calibration, quantiles, regression
-from robustbench_ext.metrics.classification import worst_class_accuracy
+from robustbench_ext.metrics.blocks import each
+from robustbench_ext.metrics.classification import predicted, worst_class_accuracy
 from robustbench_ext.metrics.resampling import resampled_bin_sums, resampled_sums
+from robustbench_ext.probes import ORACLE
 from robustbench_ext.results import RunResults
 from uq.regression import LEVELS, NOMINAL
 
@@ -94,9 +99,9 @@ class Place:
         """What the probe read."""
         return self.records.probe(self.model, self.condition, self.probe)
 
-    def logits(self) -> np.ndarray:
-        """The classifier's logits, or an estimator's."""
-        return self.seen()["logits"] if self.probe == CLASSIFIER else self.read()["logits"]
+    def logits(self) -> Rows:
+        """The classifier's logits, or an estimator's, to be read block by block."""
+        return rows(self.seen() if self.probe == CLASSIFIER else self.read(), "logits")
 
 
 def statistic(
@@ -134,12 +139,12 @@ def _verdicts(place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ids, labels and right answers (N,): of worst cases under all attacks and clean."""
     if place.probe != CLASSIFIER:
         seen = place.seen()
-        return seen["id"], seen["label"], place.logits().argmax(axis=1) == seen["label"]
+        return seen["id"], seen["label"], predicted(place.logits(), seen["label"])
     labels = _members(place)
     if place.facts()["kind"] == "worst-case":
         labels = [CLEAN, *labels]
     seen = place.seen(labels[0])
-    return seen["id"], seen["label"], np.logical_and.reduce([correct(dict(place.seen(label))) for label in labels])
+    return seen["id"], seen["label"], np.logical_and.reduce([correct(place.seen(label)) for label in labels])
 
 
 def _accuracy(place: Place) -> Statistic:
@@ -184,7 +189,7 @@ def _several(place: Place, labels: list[str]) -> tuple[np.ndarray, np.ndarray, n
     parts = [place.seen(label) for label in labels]
     which = np.repeat(np.arange(len(parts)), [len(part["label"]) for part in parts])
     ids = np.concatenate([part["id"] for part in parts])
-    return ids, which, np.concatenate([correct(dict(part)) for part in parts])
+    return ids, which, np.concatenate([correct(part) for part in parts])
 
 
 def _mean_accuracy(place: Place) -> Statistic:
@@ -193,7 +198,7 @@ def _mean_accuracy(place: Place) -> Statistic:
         ids, which, right = _several(place, labels)
         return Mean(ids, _of_groups(right, which))
     # The same samples under each corruption: a sample's mean over corruptions is what is independent.
-    return Mean(place.seen(labels[0])["id"], np.mean([correct(dict(place.seen(c))) for c in labels], axis=0))
+    return Mean(place.seen(labels[0])["id"], np.mean([correct(place.seen(c)) for c in labels], axis=0))
 
 
 def _worst_domain(place: Place) -> Statistic:
@@ -202,7 +207,7 @@ def _worst_domain(place: Place) -> Statistic:
 
 def _corruption_error(place: Place) -> Statistic:
     labels = [label for label in _members(place) if place.facts(label)["corruption"] in FIFTEEN]
-    return Mean(place.seen(labels[0])["id"], 1 - np.mean([correct(dict(place.seen(c))) for c in labels], axis=0))
+    return Mean(place.seen(labels[0])["id"], 1 - np.mean([correct(place.seen(c)) for c in labels], axis=0))
 
 
 def _ece(place: Place) -> Statistic:
@@ -216,15 +221,18 @@ def _ece(place: Place) -> Statistic:
 
 def _nll(place: Place) -> Statistic:
     seen = place.seen()
-    logs = log_softmax(place.logits().astype(np.float64), axis=1)
-    return Mean(seen["id"], -logs[np.arange(len(logs)), seen["label"]])
+    return Mean(seen["id"], calibration.nll_terms(place.logits(), seen["label"]))
 
 
 def _brier(place: Place) -> Statistic:
     seen = place.seen()
-    p = softmax(place.logits().astype(np.float64), axis=1)
-    p[np.arange(len(p)), seen["label"]] -= 1
-    return Mean(seen["id"], (p**2).sum(axis=1))
+
+    def squares(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray]:
+        p = softmax(z.astype(np.float64), axis=1)
+        p[np.arange(len(p)), y] -= 1
+        return ((p**2).sum(axis=1),)
+
+    return Mean(seen["id"], each(squares, place.logits(), seen["label"])[0])
 
 
 def _set_coverage(place: Place) -> Statistic:
@@ -242,7 +250,7 @@ def _set_size(place: Place) -> Statistic:
 def _scores(place: Place, condition: str) -> np.ndarray | None:
     """A detector's scores, or an uncertainty's (`ESTIMATOR · epistemic`)."""
     if place.probe == BASELINE:
-        return lack_of_confidence(place.seen(condition)["logits"])
+        return lack_of_confidence(rows(place.seen(condition), "logits"))
     label, _, part = place.probe.rpartition(" · ")
     if part in PARTS:
         return place.records.probe(place.model, condition, label)[part]
@@ -260,7 +268,7 @@ def _auroc(place: Place) -> Statistic | None:
     chosen = np.ones(len(seen["id"]), dtype=bool)
     if place.facts()["kind"] == "attack":
         # Its successes; they are other samples for other models.
-        chosen = seen["broken"] & correct(dict(clean))
+        chosen = seen["broken"] & correct(clean)
     return Area(clean["id"], before, seen["id"][chosen], after[chosen])
 
 
@@ -299,9 +307,14 @@ def _mae(place: Place) -> Statistic:
     return Mean(ids, np.abs(error))
 
 
+def _nominal(group: str) -> float:
+    """The nominal coverage that a group of rows is about."""
+    return float(group.removesuffix(" %")) / 100
+
+
 def _ends(place: Place) -> tuple[np.ndarray, np.ndarray, float]:
     """Both ends (N,) of the intervals of the group's nominal coverage, and the latter."""
-    nominal = float(str(place.group).removesuffix(" %")) / 100
+    nominal = _nominal(str(place.group))
     i = int(np.argmin(np.abs(np.array(NOMINAL) - nominal)))
     read = place.read()
     return read["low"][:, i], read["high"][:, i], NOMINAL[i]
@@ -344,6 +357,37 @@ def _pinball(place: Place) -> Statistic | None:
     return Mean(seen["id"], quantiles.pinball_losses(seen["label"], read["quantiles"], LEVELS).mean(axis=1))
 
 
+# Truth ---------------------------------------------------------------------------------------------------------------
+
+
+def _of_truth(metric: str) -> Callable[[Place], Statistic | None]:
+    """A metric of predictions against the true law, where the data can be had again."""
+
+    def make(place: Place) -> Statistic | None:
+        known, seen = measure_truth.known_truth(place.results.data), place.seen()
+        if known is None or place.probe == ORACLE:
+            return None
+        terms = _class_terms(place, known, seen) if isinstance(known, ClassTruth) else _number_terms(place, known, seen)
+        found = terms.get((metric, place.group))
+        return None if found is None or not np.isfinite(found).all() else Mean(seen["id"], found)
+
+    return make
+
+
+def _class_terms(place: Place, known: ClassTruth, seen: Mapping[str, np.ndarray]) -> measure_truth.Terms:
+    p = known.probabilities(seen["id"])
+    if place.group is None:
+        return measure_truth.class_terms(p, place.logits(), seen["label"])
+    return measure_truth.set_terms(p, place.read()["sets"], _nominal(place.group))
+
+
+def _number_terms(place: Place, known: Truth, seen: Mapping[str, np.ndarray]) -> measure_truth.Terms:
+    x = measure_truth.as_they_were(place.seen(CLEAN), seen)
+    if place.probe == REGRESSOR:
+        return {("mse_mean", None): (seen["prediction"].astype(np.float64) - known.mean(x)) ** 2}
+    return measure_truth.number_terms(known, x, seen["label"], place.read())
+
+
 _KINDS: dict[str, Callable[[Place], Statistic | None]] = {
     "accuracy": _accuracy,
     "robust_accuracy": _accuracy,
@@ -366,4 +410,5 @@ _KINDS: dict[str, Callable[[Place], Statistic | None]] = {
     "interval_score": _interval_score,
     "wis_mean": _wis,
     "pinball": _pinball,
+    **{metric: _of_truth(metric) for metric in measure_truth.OF_TRUTH},
 }

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_ext.data.stored import SomeRows, StoredArray
 from robustbench_ext.errors import DataError
-from robustbench_ext.fingerprint import hash_arrays, hash_strings
+from robustbench_ext.fingerprint import Rows, each_string, hash_arrays, hash_strings
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
 SPLITS = ("train", "calibration", "test")
@@ -62,25 +64,62 @@ class Split(ABC):
 
 
 class ArraySplit(Split):
-    """Samples held in memory."""
+    """Samples in memory, or in a file that is read batch by batch (`robustbench_ext.data.stored`).
 
-    def __init__(self, x: np.ndarray | Tensor, labels: np.ndarray, ids: Sequence[str] | np.ndarray) -> None:
-        self._x = torch.as_tensor(x, dtype=torch.float32).contiguous()
+    Args:
+        x: (N, C, H, W), floats in [0, 1] or uint8 from 0 to 255. The latter are kept as they are, a quarter of the memory, and
+            divided by 255 when they are read; either way the images and the fingerprint are the same.
+        labels: int (N,); ids: one string per sample.
+    """
+
+    def __init__(self, x: Rows | Tensor, labels: np.ndarray, ids: Sequence[str] | np.ndarray) -> None:
+        self._x = as_kept(x)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.ids = np.asarray(ids, dtype=np.str_)
         if not len(self._x) == len(self.labels) == len(self.ids):
             raise DataError(f"{len(self._x)} inputs, {len(self.labels)} labels and {len(self.ids)} ids do not match")
 
     def images(self, index: np.ndarray | slice) -> Tensor:
-        # A copy, always: a model that works in place must not change the data for the next one.
-        return self._x[index].clone() if isinstance(index, slice) else self._x[torch.from_numpy(index)]
+        return torch.from_numpy(as_floats(self._x[index]))
 
     @cached_property
     def _fingerprint(self) -> str:
-        return hash_arrays({"x": self._x.numpy(), "labels": self.labels, "ids": self.ids})
+        return hash_arrays({"x": _Floats(self._x), "labels": self.labels, "ids": self.ids})
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+
+def as_kept(x: Rows | Tensor) -> Rows:
+    """Images as they are kept: what lies in a file stays there, what is in memory is uint8 or float32."""
+    if isinstance(x, Tensor):
+        x = x.detach().cpu().numpy()
+    if not isinstance(x, (StoredArray, SomeRows)):
+        x = np.asarray(x)
+        x = x if x.dtype == np.uint8 else np.asarray(x, dtype=np.float32)
+    return x
+
+
+def as_floats(x: np.ndarray) -> np.ndarray:
+    """Images as float32 in C order, a copy always: a model that works in place must not change the data for the next one."""
+    if x.dtype == np.uint8:
+        return np.asarray(np.divide(x, np.float32(255), dtype=np.float32, order="C"))
+    return np.array(x, dtype=np.float32, order="C")
+
+
+class _Floats:
+    """The rows of an array as the float32 that they are read as."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, of: Rows) -> None:
+        self._of, self.shape = of, of.shape
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return as_floats(self._of[index])
 
 
 class TableSplit(Split):
@@ -132,9 +171,13 @@ class Subset(Split):
     def inputs(self, index: np.ndarray | slice) -> Tensor:
         return self._parent.inputs(self._index[index])
 
-    def fingerprint(self) -> str:
+    @cached_property
+    def _fingerprint(self) -> str:
         # The parent's bytes and the chosen ids say it all; hashing the bytes again would be work done twice.
-        return hash_strings([self._parent.fingerprint(), *self.ids.tolist()])
+        return hash_strings(chain([self._parent.fingerprint()], each_string(self.ids)))
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
 
 @dataclass(frozen=True)
@@ -160,15 +203,43 @@ class Truth(ABC):
 
     @abstractmethod
     def std(self, x: np.ndarray) -> np.ndarray:
-        """Standard deviation of Y given x: the noise that no model can remove."""
+        """Standard deviation of Y given x: the noise that no model can remove, and `epistemic` where there is any."""
 
     @abstractmethod
     def quantile(self, x: np.ndarray, level: float) -> np.ndarray:
         """The value that Y stays below with probability `level`, 0 < level < 1."""
 
     @abstractmethod
+    def cdf(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """P(Y <= y | x) of one y (N,) for each x; y may be infinite."""
+
+    @abstractmethod
     def inside(self, x: np.ndarray) -> np.ndarray:
         """bool (N,): whether x lies in the support of the training inputs, so that a model could have learnt of it."""
+
+    def aleatoric(self, x: np.ndarray) -> np.ndarray:
+        """Standard deviation of the noise alone."""
+        return self.std(x)
+
+    def epistemic(self, x: np.ndarray) -> np.ndarray | None:
+        """Standard deviation of E[Y | x] for want of data, where the truth is what can be known from the train split; None
+        where it is the law that the data was drawn from.
+        """
+        return None
+
+
+class ClassTruth(ABC):
+    """What is known of the classes where the labels of images are drawn. It belongs to the sample and not to its pixels, so it
+    is the same under corruptions and attacks.
+    """
+
+    @abstractmethod
+    def probabilities(self, ids: np.ndarray) -> np.ndarray:
+        """The probability of each class, float64 (N, K), of the samples with these ids.
+
+        Raises:
+            DataError: an id is none of this data's samples.
+        """
 
 
 @dataclass(frozen=True)
@@ -185,6 +256,8 @@ class Dataset:
         features: of tabular data, the d columns in their order.
         target: of regression data, what is predicted, with its unit: "mpg (miles per US gallon)".
         truth: of synthetic regression data, the conditional distribution of the target.
+        class_truth: of synthetic classification data, the probabilities that the labels were drawn with.
+        notes: what whoever runs a suite on it should know, such as memory that could be saved; no result depends on it.
     """
 
     name: str
@@ -196,6 +269,8 @@ class Dataset:
     features: tuple[Feature, ...] = ()
     target: str = ""
     truth: Truth | None = None
+    notes: tuple[str, ...] = ()
+    class_truth: ClassTruth | None = None
 
     def __post_init__(self) -> None:
         if self.task not in (CLASSIFICATION, REGRESSION):
@@ -261,38 +336,47 @@ def rank_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def _ranks(texts: Iterable[str], n: int) -> np.ndarray:
+    return np.fromiter(map(rank_of, texts), dtype=np.uint64, count=n)
+
+
 def stratified_order(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """An order in which every prefix is class-balanced, decided by the ids alone.
 
     Within a class, samples are ordered by a hash of their id; the k-th of n samples of a class is then placed at the
     relative position (k + 1/2) / n, which interleaves the classes in proportion to their sizes.
     """
-    ranks = np.array([rank_of(i) for i in ids.tolist()], dtype=np.uint64)
+    ranks = _ranks(each_string(ids), len(ids))
+    by_class = np.lexsort((ranks, labels))
+    _, first, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
     position = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        members = members[np.argsort(ranks[members], kind="stable")]
-        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    position[by_class] = (np.arange(len(labels)) - np.repeat(first, sizes) + 0.5) / np.repeat(sizes, sizes)
     return np.lexsort((ranks, position))
 
 
-def split_dataset(x: np.ndarray | Tensor, labels: np.ndarray, ids: Sequence[str]) -> dict[str, Split]:
-    """Cut one array into train (60 %), calibration (20 %) and test (20 %): disjoint, stratified, fixed by the ids."""
+def split_dataset(x: Rows | Tensor, labels: np.ndarray, ids: Sequence[str] | np.ndarray) -> dict[str, Split]:
+    """Cut one array into train (60 %), calibration (20 %) and test (20 %): disjoint, stratified, fixed by the ids.
+
+    Args:
+        x, labels, ids: as for `ArraySplit`.
+    """
     labels, names = np.asarray(labels, dtype=np.int64), np.asarray(ids, dtype=np.str_)
     if not len(x) == len(labels) == len(names):
         raise DataError(f"{len(x)} inputs, {len(labels)} labels and {len(names)} ids do not match")
-    x = torch.as_tensor(x, dtype=torch.float32)
-    parts: dict[str, list[int]] = {name: [] for name in SPLITS}
+    kept = as_kept(x)
+    ranks = _ranks((f"split|{name}" for name in each_string(names)), len(names))
+    part_of = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        members = members[np.argsort([rank_of(f"split|{i}") for i in names[members].tolist()], kind="stable")]
+        members = members[np.argsort(ranks[members], kind="stable")]
         first = round(FRACTIONS["train"] * len(members))
         second = first + round(FRACTIONS["calibration"] * len(members))
-        for name, part in zip(SPLITS, np.split(members, [first, second]), strict=True):
-            parts[name].extend(part.tolist())
+        for number, part in enumerate(np.split(members, [first, second])):
+            part_of[part] = number
     splits: dict[str, Split] = {}
-    for name, part_list in parts.items():
-        part = np.array(sorted(part_list), dtype=np.int64)
+    for number, name in enumerate(SPLITS):
+        part = np.flatnonzero(part_of == number)
         part = part[stratified_order(labels[part], names[part])]
-        splits[name] = ArraySplit(x[torch.from_numpy(part)], labels[part], names[part])
+        chosen = kept[part] if isinstance(kept, np.ndarray) else SomeRows(kept, part)
+        splits[name] = ArraySplit(chosen, labels[part], names[part])
     return splits

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_ext.data.base import ArraySplit, Dataset, Split, Subset, split_dataset, stratified_order
+from robustbench_ext.data.base import (
+    ArraySplit,
+    Dataset,
+    Split,
+    Subset,
+    as_floats,
+    as_kept,
+    split_dataset,
+    stratified_order,
+)
+from robustbench_ext.data.stored import StoredArray
+from robustbench_ext.data.stored import member as stored_member
+from robustbench_ext.data.stored import npy as stored_npy
 from robustbench_ext.errors import DataError
-from robustbench_ext.fingerprint import hash_strings
+from robustbench_ext.fingerprint import each_string, hash_strings
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+_LARGE = 1 << 26  # bytes from which images stay in their file
+_CHECKED = 1 << 24  # bytes looked at together
+_NAMED = 1 << 12  # ids made together
 _SPLIT_NAMES = {
     "train": ("train", "training"),
     "calibration": ("calibration", "val", "valid", "validation"),
@@ -24,10 +43,13 @@ _SPLIT_NAMES = {
 }
 
 
-def _as_images(x: np.ndarray, what: str) -> np.ndarray:
-    """uint8 or float images in any of the usual layouts, as float32 (N, C, H, W) in [0, 1]."""
+def _as_images(x: StoredArray | np.ndarray, what: str) -> StoredArray | np.ndarray:
+    """uint8 or float images in any of the usual layouts, as (N, C, H, W): uint8 as they are, floats in [0, 1].
+
+    What lies in a file stays there.
+    """
     if x.ndim == 3:
-        x = x[:, None]
+        x = x.reshape(len(x), 1, *x.shape[1:])
     if x.ndim != 4:
         raise DataError(f"{what}: images have shape {x.shape}, expected (N, H, W), (N, C, H, W) or (N, H, W, C)")
     if x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
@@ -37,16 +59,18 @@ def _as_images(x: np.ndarray, what: str) -> np.ndarray:
     if not len(x):
         raise DataError(f"{what}: there are no images")
     if x.dtype == np.uint8:
-        return (x / 255.0).astype(np.float32)
+        return x
     if not np.issubdtype(x.dtype, np.floating):
         raise DataError(f"{what}: images have dtype {x.dtype}, expected uint8 (0..255) or floats in [0, 1]")
-    low, high = float(x.min()), float(x.max())
+    rows = max(1, _CHECKED // max(1, x.nbytes // len(x)))
+    spans = np.array([(b.min(), b.max()) for b in (x[start : start + rows] for start in range(0, len(x), rows))])
+    low, high = float(spans[:, 0].min()), float(spans[:, 1].max())
     if not (low >= 0.0 and high <= 1.0):
         raise DataError(
             f"{what}: values span [{low:.3g}, {high:.3g}], expected [0, 1]. Store raw images (uint8, or floats divided "
             f"by 255); normalisation with a mean and a standard deviation belongs to the model: give it mean= and std=."
         )
-    return x.astype(np.float32)
+    return x
 
 
 def _as_labels(y: np.ndarray, what: str) -> np.ndarray:
@@ -68,40 +92,149 @@ def load_npz(path: str) -> Dataset:
     """`npz:PATH`: arrays `x`, `y` (split 60/20/20 for you), or `x_train`, `y_train`, `x_test`, `y_test` and optionally
     `x_calibration`, `y_calibration` (or `x_val`, `y_val`). Without calibration arrays a quarter of train becomes it.
     An array `classes` may name the classes.
+
+    PATH is an archive, or a folder that holds the same arrays as `NAME.npy`. Images of 64 MiB and more stay in the file and
+    are read batch by batch; of an archive, if they are not compressed (numpy.savez).
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(f"npz:{path}: there is no such file (looked in {file.resolve().parent})")
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except ValueError as error:
-        raise DataError(f"npz:{path}: {error}. Arrays of Python objects are not loaded; store plain arrays.") from error
+    source = Path(path).expanduser()
+    arrays = _Folder(source, path) if source.is_dir() else _Archive(source, path)
     pairs = {}
     for split, aliases in _SPLIT_NAMES.items():
         for alias in aliases:
-            if f"x_{alias}" in arrays and f"y_{alias}" in arrays:
+            if f"x_{alias}" in arrays.names and f"y_{alias}" in arrays.names:
                 pairs[split] = (f"x_{alias}", f"y_{alias}")
                 break
-    if not pairs and not ("x" in arrays and "y" in arrays):
+    if not pairs and not ("x" in arrays.names and "y" in arrays.names):
         raise DataError(
-            f"npz:{path}: found arrays {', '.join(sorted(arrays)) or 'none'}; expected x and y, or x_train, y_train, "
+            f"npz:{path}: found arrays {', '.join(sorted(arrays.names)) or 'none'}; expected x and y, or x_train, y_train, "
             f"x_test, y_test (and optionally x_calibration, y_calibration)"
         )
-    stem = file.stem
+
+    def both(x_name: str, y_name: str) -> tuple[StoredArray | np.ndarray, np.ndarray]:
+        x = _as_images(arrays.images(x_name), f"npz:{path} {x_name}")
+        return x, _as_labels(arrays.load(y_name), f"npz:{path} {y_name}")
+
+    stem = source.name if source.is_dir() else source.stem
     if pairs:
         splits: dict[str, Split] = {}
-        for split, (x_name, y_name) in pairs.items():
-            x, y = (
-                _as_images(arrays[x_name], f"npz:{path} {x_name}"),
-                _as_labels(arrays[y_name], f"npz:{path} {y_name}"),
-            )
-            splits[split] = _ordered(ArraySplit(x, y, [f"{stem}:{split}:{i:07d}" for i in range(len(y))]))
+        for split, names in pairs.items():
+            x, y = both(*names)
+            splits[split] = _Arrays(x, y, f"{stem}:{split}:", 7)
         splits = _complete(splits, f"npz:{path}")
     else:
-        x, y = _as_images(arrays["x"], f"npz:{path} x"), _as_labels(arrays["y"], f"npz:{path} y")
-        splits = split_dataset(x, y, [f"{stem}:{i:07d}" for i in range(len(y))])
-    return _dataset(f"npz:{path}", splits, arrays.get("classes"), str(file))
+        x, y = both("x", "y")
+        splits = split_dataset(x, y, numbered(f"{stem}:", len(y), 7))
+    classes = arrays.load("classes") if "classes" in arrays.names else None
+    return _dataset(f"npz:{path}", splits, classes, str(source), tuple(arrays.notes))
+
+
+class _Archive:
+    """The arrays of an `.npz` archive."""
+
+    def __init__(self, file: Path, path: str) -> None:
+        self._file, self._path = file, path
+        self.notes: list[str] = []
+        if not file.is_file():
+            raise DataError(f"npz:{path}: there is no such file or folder (looked in {file.resolve().parent})")
+        with self._open() as archive:
+            self.names = set(archive.files)
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        with _plain_arrays(self._path):
+            archive = np.load(self._file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise DataError(
+                    f"npz:{self._path}: one array without a name, expected an archive of several (numpy.savez)"
+                )
+            with archive:
+                yield archive
+
+    def load(self, name: str) -> np.ndarray:
+        """An array, in memory."""
+        with self._open() as archive:
+            found: np.ndarray = archive[name]
+        return found
+
+    def images(self, name: str) -> StoredArray | np.ndarray:
+        """In the file where they are large and lie there in one piece."""
+        stored = stored_member(self._file, name)
+        if stored is not None and stored.nbytes >= _LARGE:
+            return stored
+        found = self.load(name)
+        if found.nbytes >= _LARGE:
+            self.notes.append(
+                f"npz:{self._path}: {name} takes {found.nbytes >> 20} MiB of memory, because it is compressed. Images that are "
+                f"stored as they are (numpy.savez, or a folder with {name}.npy) are read batch by batch."
+            )
+        return found
+
+
+class _Folder:
+    """The arrays of a folder of `.npy` files."""
+
+    def __init__(self, folder: Path, path: str) -> None:
+        self._folder, self._path = folder, path
+        self.notes: list[str] = []
+        self.names = {file.stem for file in folder.glob("*.npy")}
+
+    def load(self, name: str) -> np.ndarray:
+        """An array, in memory."""
+        with _plain_arrays(self._path):
+            found: np.ndarray = np.load(self._folder / f"{name}.npy", allow_pickle=False)
+        return found
+
+    def images(self, name: str) -> StoredArray | np.ndarray:
+        """In the file where they are large."""
+        stored = stored_npy(self._folder / f"{name}.npy")
+        return self.load(name) if stored is None or stored.nbytes < _LARGE else stored
+
+
+@contextmanager
+def _plain_arrays(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"npz:{path}: {error}. Arrays of Python objects are not loaded; store plain arrays.") from error
+
+
+def numbered(prefix: str, n: int, digits: int) -> np.ndarray:
+    """The ids `PREFIX0000000`, ... of n samples, str (n,), made block by block: a list of a million strings takes 100 MB.
+
+    >>> numbered("cifar:", 2, 3).tolist()
+    ['cifar:000', 'cifar:001']
+    """
+    names = np.empty(n, dtype=f"U{len(prefix) + max(digits, len(str(max(n - 1, 0))))}")
+    for start in range(0, n, _NAMED):
+        stop = min(start + _NAMED, n)
+        names[start:stop] = [f"{prefix}{i:0{digits}d}" for i in range(start, stop)]
+    return names
+
+
+class _Arrays(Split):
+    """Images, in memory or in a file, in an order of which every prefix is stratified; ids are numbers as they lie there.
+
+    It is what `_ordered` makes of an `ArraySplit`, under the same key, but holds one copy of the ids.
+    """
+
+    def __init__(self, x: StoredArray | np.ndarray, labels: np.ndarray, prefix: str, digits: int) -> None:
+        if len(x) != len(labels):
+            raise DataError(f"{prefix} {len(x)} inputs and {len(labels)} labels do not match")
+        self._x, self._given, self._name = as_kept(x), labels, (prefix, len(labels), digits)
+        ids = numbered(*self._name)
+        self._order = stratified_order(labels, ids)
+        self.labels, self.ids = labels[self._order], ids[self._order]
+
+    def images(self, index: np.ndarray | slice) -> Tensor:
+        return torch.from_numpy(as_floats(self._x[self._order[index]]))
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        as_given = ArraySplit(self._x, self._given, numbered(*self._name))
+        return hash_strings(chain([as_given.fingerprint()], each_string(self.ids)))
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
 
 def _ordered(split: Split) -> Split:
@@ -126,11 +259,11 @@ def _complete(splits: dict[str, Split], what: str) -> dict[str, Split]:
     return {name: splits[name] for name in ("train", "calibration", "test") if name in splits}
 
 
-def _dataset(name: str, splits: dict[str, Split], classes: Any, source: str) -> Dataset:
+def _dataset(name: str, splits: dict[str, Split], classes: Any, source: str, notes: tuple[str, ...] = ()) -> Dataset:
     count = 1 + max(int(split.labels.max()) for split in splits.values() if len(split))
     names = tuple(str(c) for c in classes) if classes is not None else tuple(str(k) for k in range(count))
     shape = tuple(next(iter(splits.values())).images(np.arange(1)).shape[1:])
-    return Dataset(name, splits, names, (shape[0], shape[1], shape[2]), source)
+    return Dataset(name, splits, names, (shape[0], shape[1], shape[2]), source, notes=notes)
 
 
 class FolderSplit(Split):
@@ -244,7 +377,7 @@ def load_torchvision(name: str) -> Dataset:
                 ) from error
             x, y = _torchvision_arrays(source, name)
             classes = getattr(source, "classes", classes)
-            ids = [f"{name}:{split}:{i:06d}" for i in range(len(y))]
+            ids = numbered(f"{name}:{split}:", len(y), 6)
             splits[split] = _ordered(ArraySplit(_as_images(x, f"torchvision:{name}"), y, ids))
             break
     if not splits:

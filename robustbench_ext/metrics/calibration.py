@@ -8,6 +8,8 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 from robustbench_ext.errors import DataError
+from robustbench_ext.fingerprint import Rows
+from robustbench_ext.metrics.blocks import each
 from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
 from robustbench_ext.metrics.intervals import REPEATS, hash_seed, wilson
 from robustbench_ext.metrics.resampling import LIMIT, bias_extended, resampled_bin_sums, sample_mean
@@ -19,11 +21,15 @@ BINS = 15
 BIAS_RATIO = 1 / (np.sqrt(2.0) - 1)
 
 
-def confidence_and_correctness(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def confidence_and_correctness(logits: Rows, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Maximum softmax probability (N,) and whether its class is the label (N,) bool."""
     require("calibration", logits=logits, labels=labels)
-    p = softmax(logits.astype(np.float64), axis=1)
-    return p.max(axis=1), logits.argmax(axis=1) == labels
+
+    def both(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return softmax(z.astype(np.float64), axis=1).max(axis=1), z.argmax(axis=1) == y
+
+    confidence, right = each(both, logits, labels)
+    return confidence, right
 
 
 def bin_index(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -89,19 +95,30 @@ def calibrated_sums(
     return np.concatenate(sums)
 
 
-def nll(logits: np.ndarray, labels: np.ndarray) -> Estimate:
+def nll(logits: Rows, labels: np.ndarray) -> Estimate:
     """Mean negative log-likelihood, natural logarithm, from log-softmax without any clamp."""
     require("NLL", logits=logits, labels=labels)
-    terms = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
-    return sample_mean(terms)
+    return sample_mean(nll_terms(logits, labels))
 
 
-def brier(logits: np.ndarray, labels: np.ndarray) -> Estimate:
+def nll_terms(logits: Rows, labels: np.ndarray) -> np.ndarray:
+    """-log p(label) of each sample, float64 (N,)."""
+
+    def terms(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray]:
+        return (-log_softmax(z.astype(np.float64), axis=1)[np.arange(len(y)), y],)
+
+    return each(terms, logits, labels)[0]
+
+
+def brier(logits: Rows, labels: np.ndarray) -> Estimate:
     """Mean of sum_k (p_k - 1[y = k])^2, in [0, 2]."""
     require("Brier", logits=logits, labels=labels)
-    p = softmax(logits.astype(np.float64), axis=1)
-    terms = 1.0 - 2.0 * p[np.arange(len(labels)), labels] + np.square(p).sum(axis=1)
-    return sample_mean(terms)
+
+    def terms(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray]:
+        p = softmax(z.astype(np.float64), axis=1)
+        return (1.0 - 2.0 * p[np.arange(len(y)), y] + np.square(p).sum(axis=1),)
+
+    return sample_mean(each(terms, logits, labels)[0])
 
 
 @dataclass(frozen=True)

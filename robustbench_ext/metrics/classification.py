@@ -7,8 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from robustbench_ext.fingerprint import Rows
+from robustbench_ext.metrics.blocks import each
 from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
 from robustbench_ext.metrics.intervals import proportion, wilson
+
+
+def predicted(logits: Rows, labels: np.ndarray) -> np.ndarray:
+    """Whether each sample's largest logit is its label's, bool (N,): logits (N, K), the first of equals counts."""
+    return each(lambda z, y: (z.argmax(axis=1) == y,), logits, labels)[0]
 
 
 def accuracy(correct: np.ndarray) -> Estimate:

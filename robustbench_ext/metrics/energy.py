@@ -18,6 +18,8 @@ import torch
 from scipy.special import stdtrit
 
 from robustbench_ext.errors import DataError
+from robustbench_ext.fingerprint import Rows
+from robustbench_ext.metrics.blocks import each
 from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
 from robustbench_ext.models.energy import energies
 
@@ -39,11 +41,15 @@ class SampleEnergies:
         return SampleEnergies(self.marginal[chosen], self.joint[chosen])
 
 
-def sample_energies(logits: np.ndarray, labels: np.ndarray) -> SampleEnergies:
+def sample_energies(logits: Rows, labels: np.ndarray) -> SampleEnergies:
     """The energies of recorded logits (N, K) and labels (N,)."""
     require("energies", logits=logits, labels=labels)
-    found = energies(torch.from_numpy(logits.astype(np.float64)), torch.from_numpy(labels.astype(np.int64)))
-    return SampleEnergies(found.marginal.numpy(), found.joint.numpy())
+
+    def both(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = energies(torch.from_numpy(z.astype(np.float64)), torch.from_numpy(y.astype(np.int64)))
+        return found.marginal.numpy(), found.joint.numpy()
+
+    return SampleEnergies(*each(both, logits, labels))
 
 
 def mean_energy(values: np.ndarray) -> Estimate:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from robustbench_ext.errors import DataError
+from robustbench_ext.fingerprint import Rows
+from robustbench_ext.metrics.blocks import blocks
 
 LEVEL = 0.95
 
@@ -459,6 +461,96 @@ METRICS: dict[str, MetricInfo] = {
         True,
         True,
     ),
+    "mse_p": MetricInfo(
+        "MSE_p",
+        "Mean over samples of half the sum over classes of (true probability - predicted probability)^2; with two classes, of "
+        "(p - q)^2. The outcomes are not looked at.",
+        False,
+        False,
+    ),
+    "kl_p": MetricInfo(
+        "KL to the truth",
+        "Mean over samples of sum_k p_k log(p_k / q_k), p true and q predicted, natural logarithm, nothing clipped: the "
+        "expected excess of the NLL over that of the true probabilities.",
+        False,
+        False,
+    ),
+    "ks_error": MetricInfo(
+        "KS error",
+        "Of the second of two classes: the most, over thresholds t, of |sum over predicted q <= t of (q - outcome)| / n; "
+        "samples of equal q come together. Biased upwards at small n; the interval reaches down to cover it.",
+        False,
+        True,
+    ),
+    "excess_nll": MetricInfo(
+        "excess NLL",
+        "Mean over samples of NLL minus the truth's own on the same outcomes, natural logarithm. Of regressors: of the normal "
+        "laws that point and widths of the intervals imply, the truth's taken alike.",
+        False,
+        False,
+    ),
+    "kl_normal": MetricInfo(
+        "KL to the truth",
+        "Mean over samples of the Kullback-Leibler divergence from the normal law of the true mean and spread to that of the "
+        "point and the spread of the intervals (mean over coverages of width / 2z); the outcomes are not looked at.",
+        False,
+        False,
+    ),
+    "mse_mean": MetricInfo(
+        "squared error of the mean",
+        "Mean over samples of (point - true conditional mean)^2, in units of y squared. The point of quantile methods is their "
+        "median.",
+        False,
+        False,
+    ),
+    "log_variance_error": MetricInfo(
+        "|log variance| error",
+        "Mean over samples of |log s^2 - log s*^2|, s the spread of the intervals (mean over coverages of width / 2z) and s* "
+        "that of the true ones. 0.69 is a factor of two.",
+        False,
+        False,
+    ),
+    "true_coverage": MetricInfo(
+        "true coverage",
+        "Mean over inputs of the true probability, given the input, that the outcome lies in the interval, or the label in the "
+        "set.",
+        None,
+        True,
+    ),
+    "coverage_gap": MetricInfo(
+        "gap at each input",
+        "Mean over inputs of |true coverage given the input - nominal|. 0 only if the promise is kept at every input; of sets "
+        "of few classes it cannot be 0.",
+        False,
+        True,
+    ),
+    "coverage_shortfall": MetricInfo(
+        "shortfall at each input",
+        "Mean over inputs of max(0, nominal - true coverage given the input): by how much the promise is broken.",
+        False,
+        True,
+    ),
+    "noise_spearman": MetricInfo(
+        "Spearman with the noise",
+        "Rank correlation (mid-ranks) of the uncertainty with how uncertain the outcome truly is: the entropy of the true "
+        "probabilities, or the true standard deviation of the noise.",
+        True,
+        False,
+    ),
+    "truth_error_spearman": MetricInfo(
+        "Spearman with the distance from the truth",
+        "Rank correlation (mid-ranks) of the uncertainty with the distance of the prediction from the truth: the root of a "
+        "sample's part of MSE_p, or |point - true mean|.",
+        True,
+        False,
+    ),
+    "epistemic_spearman": MetricInfo(
+        "Spearman with the true epistemic part",
+        "Rank correlation (mid-ranks) of the uncertainty with the true standard deviation of the mean for want of data, where "
+        "the truth is an exact posterior.",
+        True,
+        False,
+    ),
     "mean_corruption_error": MetricInfo(
         "mean corruption error",
         "Top-1 error, mean over the fifteen corruptions of ImageNet-C and five severities; undefined for fewer. Whole samples "
@@ -524,7 +616,7 @@ METRICS: dict[str, MetricInfo] = {
 }
 
 
-def require(name: str, **arrays: np.ndarray) -> None:
+def require(name: str, **arrays: Rows) -> None:
     """Raise DataError on empty, NaN or ragged input: a metric never returns a number for those."""
     lengths = {key: len(value) for key, value in arrays.items()}
     if len(set(lengths.values())) > 1:
@@ -532,5 +624,5 @@ def require(name: str, **arrays: np.ndarray) -> None:
     for key, value in arrays.items():
         if len(value) == 0:
             raise DataError(f"{name}: {key} is empty")
-        if np.issubdtype(value.dtype, np.floating) and np.isnan(value).any():
+        if np.issubdtype(value.dtype, np.floating) and any(np.isnan(block).any() for _, block in blocks(value)):
             raise DataError(f"{name}: {key} holds NaN")

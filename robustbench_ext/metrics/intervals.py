@@ -16,6 +16,7 @@ from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
 REPEATS = 1000
 _PATHS = 4000
 _BLOCK = 1 << 22  # weights per block of resamples: 32 MiB
+_DRAWN = 1 << 18  # samples drawn at once: 2 MiB
 _KEPT = 1 << 24  # weights of all blocks that are kept for the next metric: 128 MiB
 
 
@@ -91,8 +92,13 @@ def proportion(successes: np.ndarray, level: float = LEVEL) -> Estimate:
 def _weights(n: int, repeats: int, seed: int) -> np.ndarray:
     """How often each of n samples is drawn in each of `repeats` resamples of size n: (repeats, n) float64."""
     rng = np.random.Generator(np.random.Philox(seed))
-    drawn = rng.integers(0, n, size=(repeats, n)) + np.arange(repeats)[:, None] * n
-    return np.bincount(drawn.ravel(), minlength=repeats * n).reshape(repeats, n).astype(np.float64)
+    weights = np.empty((repeats, n))
+    rows = max(1, _DRAWN // n)
+    for start in range(0, repeats, rows):
+        count = min(rows, repeats - start)
+        drawn = rng.integers(0, n, size=(count, n)) + np.arange(count)[:, None] * n
+        weights[start : start + count] = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
+    return weights
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ import numpy as np
 from robustbench_ext.errors import DataError
 from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
 from robustbench_ext.metrics.intervals import bootstrap, clopper_pearson_all, simultaneous_level
-from robustbench_ext.metrics.resampling import of_ranks
+from robustbench_ext.metrics.resampling import LIMIT, of_ranks, over_batches
 
 _EDGE = 0.05  # how far around a coverage, in samples over N, its edge is taken to reach
 
@@ -69,7 +69,8 @@ def best_aurc(n: int, k: float) -> float:
 
 
 def aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
-    """Area under the risk-coverage curve, with a bootstrap interval over samples.
+    """Area under the risk-coverage curve, with a bootstrap interval over samples; above `resampling.LIMIT` of them Student's
+    over random batches.
 
     Args:
         scores: (N,), higher = less to be trusted; errors: bool (N,), where the classifier is wrong.
@@ -77,11 +78,17 @@ def aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
     blocks = _Blocks(scores, errors)
     n = len(scores)
     value = float(_aurc(blocks, np.ones((1, n)))[0])
-    return bootstrap(value, lambda w: _aurc(blocks, w), (n,), n)
+    if n <= LIMIT:
+        return bootstrap(value, lambda w: _aurc(blocks, w), (n,), n)
+
+    def alone(part: np.ndarray) -> float:
+        return float(_aurc(_Blocks(scores[part], errors[part]), np.ones((1, len(part))))[0])
+
+    return over_batches(value, alone, n, lower=0.0, upper=1.0)
 
 
 def excess_aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
-    """AURC minus the best possible with as many errors: 0 is a perfect order. With a bootstrap interval over samples."""
+    """AURC minus the best possible with as many errors: 0 is a perfect order. The interval is made as AURC's."""
     blocks = _Blocks(scores, errors)
     n, flags = len(scores), errors.astype(np.float64)
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
@@ -92,7 +99,17 @@ def excess_aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
         # sum_{i=N-k+1}^{N} (1 - (N-k)/i) = k - (N-k)(H_N - H_{N-k})
         return np.asarray(_aurc(blocks, weights) - (k - (n - k) * (harmonic[n] - harmonic[right])) / n)
 
-    return bootstrap(float(excess(np.ones((1, n)))[0]), excess, (n,), n)
+    value = float(excess(np.ones((1, n)))[0])
+    if n <= LIMIT:
+        return bootstrap(value, excess, (n,), n)
+
+    def alone(part: np.ndarray) -> float:
+        m, wrong = len(part), errors[part]
+        return float(_aurc(_Blocks(scores[part], wrong), np.ones((1, m)))[0]) - best_aurc(
+            m, int(np.count_nonzero(wrong))
+        )
+
+    return over_batches(value, alone, n, lower=0.0, upper=1.0)
 
 
 def _augrc(blocks: _Blocks, weights: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import ndtr, softmax
 
 from robustbench_ext import measure_regression, measure_uncertainty
 from robustbench_ext.data import Truth
@@ -44,6 +44,9 @@ class Records:
 
     def chunks(self, condition, split):
         return 2  # records come in parts
+
+    def samples(self, condition, split):
+        return SimpleNamespace(ids=self._columns[condition.label, None]["id"])
 
     def is_done(self, cell):
         return (cell.condition, None) in self._columns
@@ -87,7 +90,7 @@ def classified(n=400, k=3, seed=0):
     sets = p >= 0.15
     ids = np.array([f"s{i}" for i in range(n)])
     outliers = {"id": ids, "label": np.full(n, -1), "logits": logits}
-    data = SimpleNamespace(task="classification", classes=("a", "b", "c")[:k], splits={})
+    data = SimpleNamespace(task="classification", classes=("a", "b", "c")[:k], splits={}, class_truth=None)
     return Records(
         {"clean": {"id": ids, "label": y, "logits": logits}, "outliers far": outliers},
         {
@@ -231,7 +234,10 @@ class _Normal(Truth):
         return np.ones(len(x))
 
     def quantile(self, x, level):
-        return np.full(len(x), Z[round(abs(2 * level - 1), 6)] * np.sign(level - 0.5))
+        return np.full(len(x), Z.get(round(abs(2 * level - 1), 6), 0.0) * np.sign(level - 0.5))
+
+    def cdf(self, x, y):
+        return ndtr(y)
 
     def inside(self, x):
         return np.abs(x[:, 0]) < 1
