@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reports import comparison, tables
+from reports import comparison, tables, truth
 from reports import uncertainty_tables as made
 from reports.tables import Cell, Column, Table
 from robustbench_ext import axes
@@ -72,9 +72,11 @@ def _classification(results: RunResults) -> list[Section]:
         ("Domains", tables.domains(results), 2, _summaries(results, "domains")),
         ("Calibration, clean", made.calibration_clean(results) if estimators else None, 2),
         ("Calibration", tables.calibration(results), 1),
+        ("Metrics of your own", tables.own(results), 1),
         ("Prediction sets", made.sets(results, shown), 1),
         ("Uncertainty: mistakes, clean", made.mistakes(results, [axes.CLEAN]), 1),
         ("Uncertainty: other inputs", made.telling_apart(results)[0], 1),
+        *_truth(results, shown),
         ("Energy", tables.energies(results), 1),
         *((t.caption.replace(": clean test inputs against", ":"), t, 1) for t in tables.detection(results)),
         ("Abstaining", tables.abstaining(results), 1),
@@ -88,7 +90,17 @@ def _regression(results: RunResults) -> list[Section]:
         *((f"Prediction intervals: {t.caption}", t, 2) for t in made.intervals_shifted(results)),
         ("Uncertainty: errors, clean", made.rankings(results, [axes.CLEAN]), 1),
         ("Uncertainty: other inputs", made.telling_apart(results)[0], 1),
+        *_truth(results, [axes.CLEAN, *made.strongest(results)]),
     )
+
+
+def _truth(results: RunResults, shown: list[str]) -> list[tuple[str, Table | None, int]]:
+    """Where the data knows the law of its outcomes; no rows elsewhere, and so no sections."""
+    return [
+        ("Distance from the truth", truth.laws(results, shown), 2),
+        ("True coverage", truth.coverages(results, shown), 2),
+        ("Uncertainties against the truth", truth.ranks(results, [axes.CLEAN]), 1),
+    ]
 
 
 def _there(*found: tuple[str, Table | None, int] | tuple[str, Table | None, int, frozenset[str]]) -> list[Section]:

@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from reports import detection, pairs, robustness, tables, uncertainty
+from reports import detection, pairs, robustness, tables, truth, uncertainty
 from reports.names import clean, shorten
 from reports.spotlight import MOST, spotlight
 from reports.summary import summary
@@ -26,6 +26,7 @@ _REGRESSION = (
     uncertainty.errors,
     uncertainty.intervals,
     uncertainty.regression_uncertainty,
+    truth.truth,
 )
 _CLASSIFICATION = (
     pairs.comparisons,
@@ -40,6 +41,7 @@ _CLASSIFICATION = (
     uncertainty.sets,
     uncertainty.uncertainty,
     uncertainty.abstaining,
+    truth.truth,
     detection.energy,
     detection.detection,
 )

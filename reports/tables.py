@@ -273,6 +273,18 @@ def calibration(results: RunResults) -> Table:
     return table
 
 
+def own(results: RunResults) -> Table | None:
+    """Metrics of the user's own (`robustbench_ext.own_metrics`), of every model and condition; None where there are none."""
+    metrics = [name for name, about in results.metrics.items() if "origin" in about]
+    table = Table("Metrics of your own", "model · condition", [heading(m, results) for m in metrics])
+    for model in model_names(results):
+        for condition in results.conditions:
+            rows = [one(results, model=model, condition=condition["label"], metric=m) for m in metrics]
+            if any(rows):
+                table.rows.append((f"{model} · {condition['label']}", [number(row, results) for row in rows]))
+    return table if table.rows else None
+
+
 def families(results: RunResults) -> dict[str, list[str]]:
     """Labels of the conditions whose inputs detectors should see, kept apart by what they are."""
     found: dict[str, list[str]] = {}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from robustbench_ext import measure_truth
 from robustbench_ext.conditions import Condition
 from robustbench_ext.evaluate import CLEAN, Context
 from robustbench_ext.measured import Columns, Measured, Place, Tables, nominal_group, rounded
@@ -72,6 +73,7 @@ def _condition(out: Measured, context: Context, tables: Tables, model: str, cond
                 here.row("crps", Estimate.undefined(len(seen["label"]), "it gives no quantiles"))
             here.curve("intervals", _plotted(context, seen, read))
             _uncertainties(here, seen["label"], read, tables.probe(model, CLEAN, probe.label))
+    measure_truth.regressor(out, context, tables, model, condition)
 
 
 # Point predictions ---------------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ from robustbench_ext.models.observe import Observations
 from robustbench_ext.registry import Registry
 
 CLASSIFIER = "classifier"
-RESERVED = (CLASSIFIER, "regressor")  # what the model itself says
+ORACLE = "oracle"
+RESERVED = (CLASSIFIER, "regressor", ORACLE)  # what the model itself says, and the truth where the data knows it
 Columns = dict[str, np.ndarray]
 
 
@@ -37,11 +38,15 @@ class _Score:
         self._fitted = fitted
 
     def __call__(self, seen: Observations) -> Tensor:
+        # What was fitted lies on the CPU; wherever the model is, its outputs are taken there, and the score back.
+        features = {name: feature.cpu() for name, feature in seen.features.items()}
+        here = Observations(seen.logits.cpu(), seen.labels.cpu(), features)
         if hasattr(self._fitted, "score_observations"):
-            score: Tensor = self._fitted.score_observations(seen)
-            return score
-        logits: Tensor = self._fitted.calibrate(seen)
-        return -logits.log_softmax(dim=1).amax(dim=1)
+            score: Tensor = self._fitted.score_observations(here)
+        else:
+            logits: Tensor = self._fitted.calibrate(here)
+            score = -logits.log_softmax(dim=1).amax(dim=1)
+        return score.to(seen.logits.device)
 
 
 def scorer(fitted: Any) -> Scorer:
@@ -130,7 +135,7 @@ class Probe:
 
     def fresh(self) -> Any:
         """A new, unfitted detector or estimator."""
-        family, _, variant = self.name.partition(":")
+        family, variant = self.registry.split(self.name)
         parameters = {"detector": variant} if variant else {}
         return build(self.registry.load(family), self.name, {**parameters, **dict(self.parameters)})
 
@@ -158,6 +163,11 @@ class Probe:
     def reads_inputs(self) -> bool:
         """Whether its outputs need the inputs and the model, beside what was observed."""
         return bool(getattr(self._unfitted, "reads_inputs", False))
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it follows a gradient of the model."""
+        return bool(getattr(self._unfitted, "needs_gradient", False))
 
     @property
     def validate(self) -> Mapping[str, Any] | None:
@@ -299,11 +309,11 @@ def parse_probes(
                     f"{kind.kind} {entry!r}: expected a name, or a mapping such as {{name: energy, temperature: 2}}"
                 )
             name = str(options.pop("name"))
-            label = str(options.pop("label", name))
+            label = str(options.pop("label", None) or kind.registry.label(name))
             only = options.pop("only", ())
             only = (only,) if isinstance(only, str) else tuple(map(str, only))
             _refuse_other_task(kind, name)
-            kind.registry.get(name.partition(":")[0])
+            kind.registry.get(kind.registry.split(name)[0])
             probe = kind(label, name, tuple(sorted(options.items())), only)
             probe.fresh()  # unknown parameters are an error now, not after an hour of attacks
             if label in RESERVED or " · " in label:

@@ -25,6 +25,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext import device as devices
 from robustbench_ext.errors import ConfigError, ModelError
 from robustbench_ext.models.contract import check_logits, frozen_eval
 from robustbench_ext.randomness import SampleRandom
@@ -201,8 +202,7 @@ class MemberPasses:
     name: ClassVar[str] = "members"
 
     def __call__(self, model: nn.Module, x: Tensor, random: SampleRandom, step: int) -> Tensor:
-        out: Tensor = self.members[step](x)
-        return out
+        return devices.call(self.members[step], x)
 
 
 def sample_outputs(
@@ -213,14 +213,14 @@ def sample_outputs(
     Args:
         x: inputs (N, ...); `random` holds one stream each.
     """
-    device = next((p.device for p in model.parameters()), x.device)
+    device = devices.of(model, x.device)
     batches = []
-    with ExitStack() as frozen, torch.no_grad():
+    with ExitStack() as frozen, torch.no_grad(), devices.float32():
         for network in (model, *(source.members if isinstance(source, MemberPasses) else ())):
             frozen.enter_context(frozen_eval(network))
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
-            part = x[rows].to(device)
+            part = devices.send(x[rows], device)
             streams = SampleRandom(random.seed, random.keys[rows].to(device), random.purpose)
             outputs = [source(model, part.clone(), streams, step).cpu().double() for step in range(passes)]
             batches.append(torch.stack(outputs))

@@ -26,8 +26,9 @@ def run(
     out: Path | None = typer.Option(None, help="Run folder; runs/SUITE by default. The same folder resumes a run."),
     model: list[str] = typer.Option(
         [],
-        help="Model to evaluate instead of the suite's: pkg.module:factory, file.py:factory, torchvision:NAME, "
-        "ARCHITECTURE + weights.safetensors, a checkpoint folder. NAME=SPEC names it. Repeatable.",
+        help="Model to evaluate instead of the suite's: pkg.module:factory, file.py:factory, SOURCE:NAME (torchvision, timm, "
+        "hf, onnx, sklearn, ...; see `rbx list models`), ARCHITECTURE + weights.safetensors, a checkpoint folder; #key=value "
+        "behind it sets options. NAME=SPEC names it. Repeatable.",
     ),
     data: str | None = typer.Option(None, help="Data instead of the suite's: digits, npz:PATH, folder:PATH, ..."),
     mean: str | None = typer.Option(
@@ -63,14 +64,19 @@ def run(
 
     Example: rbx run quickstart --out runs/quickstart
     """
+    from robustbench_ext.cli.parts import finish_parts
     from robustbench_ext.engine import Progress, run_suite
+    from robustbench_ext.parts import Parts, read_parts, run_parts
     from robustbench_ext.suite import load_suite
 
     if (mean or std) and not model:
         raise ConfigError(
             "--mean and --std belong to --model; in a suite, write mean: and std: beside the model's spec"
         )
-    loaded = load_suite(
+    several = read_parts(suite)
+    if several is not None and (model or data is not None):
+        raise ConfigError(f"'{suite}' is several suites with data of their own: --model and --data belong to one suite")
+    loaded = several or load_suite(
         suite, models=model, data=data, mean=numbers(mean, "--mean"), std=numbers(std, "--std"), settings=set_
     )
     folder = out or Path("runs") / loaded.name
@@ -84,16 +90,20 @@ def run(
     }
     told = _StaysOpen(trackers, lines.message)
     try:
+        where: dict[str, Any] = {
+            "executor": executor,
+            "workers": workers,
+            "executor_options": _options(executor_option),
+            "callbacks": [told],
+            "progress": progress,
+        }
         with changed(**chosen):
-            summary = run_suite(
-                loaded,
-                folder,
-                executor=executor,
-                workers=workers,
-                executor_options=_options(executor_option),
-                callbacks=[told],
-                progress=progress,
-            )
+            if isinstance(loaded, Parts):
+                joint = run_parts(loaded, folder, settings=set_, **where)
+                lines.clear()
+                finish_parts(joint, told)
+                return
+            summary = run_suite(loaded, folder, **where)
             lines.clear()
             _finish(summary, folder, told)
     except KeyboardInterrupt:

@@ -255,12 +255,25 @@ class LocationScale(Truth):
             raise DataError(f"quantile level = {level}, expected a number between 0 and 1")
         return np.asarray(self.mean(x) + self.std(x) * self.noise(np.float64(level)))
 
+    def cdf(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return level_of(self.noise, (np.asarray(y, dtype=np.float64) - self.mean(x)) / self.std(x))
+
     def inside(self, x: np.ndarray) -> np.ndarray:
         return self.support(np.asarray(x, dtype=np.float64))
 
     def draw(self, x: np.ndarray, ids: Sequence[str]) -> np.ndarray:
         """Targets of x (N, d), one per id; rounded to 1e-6, so that the last bit of a machine's exp does not change them."""
         return np.asarray(np.round(self.mean(x) + self.std(x) * self.noise(_unit(ids, 1, "noise")[:, 0]), 6))
+
+
+def level_of(noise: Callable[[np.ndarray], np.ndarray], e: np.ndarray) -> np.ndarray:
+    """The level in [0, 1] of values e (N,) under a quantile function, by bisection to 2^-52; 0 and 1 beyond the support."""
+    low, high = np.zeros(len(e)), np.ones(len(e))
+    for _ in range(52):
+        middle = (low + high) / 2
+        above = noise(middle) > e
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return np.asarray(np.where(np.isposinf(e), 1.0, np.where(np.isneginf(e), 0.0, (low + high) / 2)))
 
 
 def _unit(ids: Sequence[str], count: int, purpose: str) -> np.ndarray:

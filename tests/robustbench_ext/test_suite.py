@@ -42,7 +42,7 @@ def test_bundled_suites_are_valid(name):
     suite = load_suite(name)
     assert suite.name == name
     assert suite.description
-    if name == "uncertainty-regression":
+    if name in ("uncertainty-regression", "oracle-regression"):
         parse_regression_conditions(suite.conditions, load_dataset(suite.data))
         assert parse_probes(suite.detectors, suite.uq, IntervalProbe)
         return
