@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext.device import current
 from robustbench_ext.errors import ConfigError
 
 
@@ -23,7 +24,8 @@ class Runtime:
     """Devices and processes.
 
     Args:
-        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"; under a launcher every process gets its own.
+        device: "auto" (what RBX_DEVICE says, else a GPU if there is one), "cpu", "cuda", "cuda:1"; under a launcher every
+            process gets its own.
         precision: "float32" or "bfloat16".
 
     Attributes:
@@ -39,8 +41,7 @@ class Runtime:
             self.device = torch.device(self._accelerator.device)
             self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
         else:
-            if device == "auto":
-                device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = str(current()) if device == "auto" else device
             if device.startswith("cuda") and not torch.cuda.is_available():
                 raise ConfigError(f"device '{device}': torch sees no GPU here; give --device cpu")
             try:
@@ -130,4 +131,6 @@ def _accelerator(device: str) -> Any:
     # Two forward passes come before each backward pass (natural and adversarial); broadcasting the buffers in the second
     # would change them under the first one's feet. They are averaged after every epoch instead.
     options = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[options])
+    chosen = str(current()) if device == "auto" else device
+    on_cpu = chosen == "cpu" or not torch.cuda.is_available()
+    return Accelerator(cpu=on_cpu, kwargs_handlers=[options])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from detectors.base import Detector
 from detectors.head import head_of
+from robustbench_ext import device as devices
 from robustbench_ext.errors import ConfigError, MissingExtraError, unknown_name
 from robustbench_ext.models.observe import PENULTIMATE, Observations, Taps
 
@@ -113,7 +114,7 @@ class PytorchOOD(Detector):
 
     def _score_inputs(self, reader: Taps, x: Tensor) -> Tensor:
         with torch.enable_grad():
-            return torch.as_tensor(self._theirs.predict(x)).detach().cpu()
+            return torch.as_tensor(self._theirs.predict(x.to(devices.of(reader.model, x.device)))).detach().cpu()
 
 
 class _LastLayer(nn.Linear):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext import device as devices
 from robustbench_ext.attacks.base import Attack
 from robustbench_ext.attacks.threat import flat_norm
 from robustbench_ext.errors import DataError
@@ -84,14 +85,14 @@ def with_attack(
         ids: str (N,), what the noise of a sample depends on, with the seed.
     """
     result = attack(model, x, labels, ids=ids, seed=seed, batch_size=batch_size)
-    x_adv = result.x_adv.to(x.device)
+    x_adv = result.x_adv
     moved = flat_norm(x_adv - x, "L2").view(-1, 1, 1, 1)
     draw = SampleRandom.of(seed, ids.tolist(), "detectors/validation").normal(tuple(x.shape[1:])).to(x)
     noisy = (x + draw * (moved / flat_norm(draw, "L2").view(-1, 1, 1, 1))).clamp(0, 1)
-    kept = result.broken.to(x.device) & (moved.flatten() > 0)
+    kept = result.broken & (moved.flatten() > 0)
     if noise:
-        with torch.no_grad(), frozen_eval(model):
-            parts = [model(noisy[i : i + batch_size]).argmax(dim=1) for i in range(0, len(x), batch_size)]
+        with torch.no_grad(), frozen_eval(model), devices.float32():
+            parts = [devices.call(model, noisy[i : i + batch_size]).argmax(1) for i in range(0, len(x), batch_size)]
         kept &= torch.cat(parts) == labels
     chosen = kept.nonzero()[:, 0]
     chosen = chosen[

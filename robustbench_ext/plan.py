@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from robustbench_ext import device as devices
 from robustbench_ext.errors import RobustBenchExtError
 from robustbench_ext.evaluate import Context
 from robustbench_ext.models import LoadedModel, frozen_eval
@@ -52,19 +53,22 @@ def measure_speed(model: nn.Module, x: torch.Tensor, batch_size: int) -> Speed:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with frozen_eval(model):
-            batch = x[:batch_size]
+        there = devices.of(model, x.device)
+        with frozen_eval(model), devices.settled():
+            batch = x[:batch_size].to(there)
             forward, both = [], []
             for _ in range(WARM_UP):
                 begun = time.perf_counter()
                 with torch.no_grad():
                     model(batch)
+                devices.synchronize(there)  # a GPU is still at it when the call returns
                 forward.append(time.perf_counter() - begun)
                 begun = time.perf_counter()
                 leaf = batch.clone().requires_grad_(True)
                 total = model(leaf).sum()
                 if total.requires_grad:
                     torch.autograd.grad(total, leaf)
+                devices.synchronize(there)
                 both.append(time.perf_counter() - begun)
     finally:
         torch.set_num_threads(threads)
@@ -78,9 +82,9 @@ def plan(context: Context) -> list[PlannedCell]:
     x = context.task.inputs(context.samples(clean, "test"), slice(0, context.suite.batch_size))
     for name in context.evaluated:
         loaded = _trained_or_loaded(context, name)
-        network = loaded.module if loaded else context.training[name].fresh()
+        network = loaded.module if loaded else context.training[name].fresh().to(devices.current())
         with torch.no_grad(), frozen_eval(network):
-            out = network(x[:2])
+            out = devices.call(network, x[:2])
         outputs = out.shape[1] if out.ndim == 2 else 1
         speed = measure_speed(network, x, context.suite.batch_size)
         reading = 1 + sum(probe.forwards for probe in context.probes_of(name))

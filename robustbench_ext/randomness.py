@@ -22,7 +22,8 @@ _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
-_BLOCK = 1 << 15  # counters per block of work: what stays in the cache; bounds the temporary memory too
+# Counters per block of work: on the CPU what stays in its cache, elsewhere few blocks; both bound the temporary memory.
+_BLOCK, _BLOCK_ELSEWHERE = 1 << 15, 1 << 20
 
 
 def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -84,7 +85,8 @@ class SampleRandom:
         quads = -(-count // 4)
         low, high = self.keys & _MASK, (self.keys >> 32) & _MASK
         element = torch.arange(quads, device=self.keys.device)
-        rows = max(1, _BLOCK // max(1, quads))
+        block = _BLOCK if self.keys.device.type == "cpu" else _BLOCK_ELSEWHERE
+        rows = max(1, block // max(1, quads))
         blocks = []
         for start in range(0, len(self.keys), rows):
             shape = (len(self.keys[start : start + rows]), quads)

@@ -198,5 +198,9 @@ def _attacks(origin_of: Callable[[], Origin], name: Any, rest: Mapping[str, Any]
         raise ConfigError(f"{name}: missing eps, for example eps: [0.1, 0.3] of each column's standard deviation")
     for eps in listed_values(rest.pop("eps"), f"{name}: eps"):
         attack = build(cls, str(name), {**rest, "eps": eps})
-        made.append(UnderRegressionAttack(f"{name} {format_number(attack.eps)}", attack, budget, limits, origin))
+        made.append(
+            UnderRegressionAttack(
+                f"{REGRESSION_ATTACKS.label(str(name))} {format_number(attack.eps)}", attack, budget, limits, origin
+            )
+        )
     return made

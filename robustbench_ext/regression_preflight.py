@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext import device as devices
 from robustbench_ext.checks import Check
 from robustbench_ext.data.base import Dataset
 from robustbench_ext.errors import RobustBenchExtError
@@ -47,6 +48,7 @@ def preflight_regressor(model: nn.Module, data: Dataset, n: int = 256) -> list[C
 
     if not attempt("input range", "", lambda: _range(x, data)):
         return checks
+    x = x.to(devices.of(model, x.device))
     checks.append(_mode(model))
     with frozen_eval(model):
         shapes = "The regressor must accept float32 (N, d) in raw units and return (N,) or (N, 1)."
@@ -65,7 +67,7 @@ def preflight_regressor(model: nn.Module, data: Dataset, n: int = 256) -> list[C
 
 def has_gradient(model: nn.Module, x: Tensor) -> bool:
     """Whether the predictions at x (N, d) depend on x through operations that have a derivative."""
-    at = x.clone().requires_grad_(True)
+    at = x.clone().to(devices.of(model, x.device)).requires_grad_(True)
     with frozen_eval(model), torch.enable_grad():
         out = check_predictions(model(at), len(at))
         if not out.requires_grad:

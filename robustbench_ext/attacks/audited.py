@@ -133,8 +133,8 @@ class Audited(Ensemble):
         budget = self._budget(total, clean_logits.shape[1])
         code, _, level = audit.conduct(standing, margins, lots, judge, budget, self.certain)
         total.norms.copy_(self._norms(total.x_adv, x))
-        total.extra["audit"] = torch.from_numpy(code)
-        total.extra["audit_level"] = torch.full((len(x),), level, dtype=torch.float64)
+        total.extra["audit"] = torch.from_numpy(code).to(x.device)
+        total.extra["audit_level"] = torch.full((len(x),), level, dtype=torch.float64, device=x.device)
         return total
 
     def _budget(self, screened: AttackResult, num_classes: int) -> audit.Budget:

@@ -18,15 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext import device as devices
 from robustbench_ext.attacks.losses import rivals
-from robustbench_ext.attacks.search import PRECISIONS, Keep, Search, Stop, mean_logits
+from robustbench_ext.attacks.search import Keep, Search, Stop, mean_logits
 from robustbench_ext.attacks.threat import TOLERANCE, Threat, flat_norm
 from robustbench_ext.catalog import ATTACKS
 from robustbench_ext.errors import ConfigError, DataError, ThreatModelError, unknown_name
 from robustbench_ext.models.contract import (
+    ask_if_finite,
     check_images,
     check_labels,
     check_logits,
+    finite_later,
     frozen_eval,
     refuse_probabilities,
 )
@@ -51,6 +54,7 @@ class AttackResult:
         late_gain: (N,), the share of the gain in loss that came in the last tenth of the iterations; NaN where the
             attack does not say, or was done before.
         extra: further columns (N,) of single attacks.
+    All of it lies where the inputs were, wherever the model is.
     """
 
     x_adv: Tensor
@@ -68,6 +72,11 @@ class AttackResult:
         """The result of some of the samples."""
         extra = {name: column[index] for name, column in self.extra.items()}
         return AttackResult(**{name: getattr(self, name)[index] for name in COLUMNS}, extra=extra)
+
+    def to(self, device: torch.device) -> AttackResult:
+        """The result on a device."""
+        extra = {name: column.to(device) for name, column in self.extra.items()}
+        return AttackResult(**{name: getattr(self, name).to(device) for name in COLUMNS}, extra=extra)
 
 
 COLUMNS = tuple(f.name for f in fields(AttackResult) if f.name != "extra")
@@ -97,8 +106,8 @@ class Attack(ABC):
             need. Samples that are misclassified clean are never attacked: they count as broken as they are.
         draws: passes of each look at the model. More than 1 for randomised models: gradients and predictions are means
             over draws (expectation over transformations), and a break must be confirmed by fresh ones.
-        precision: "float32", or "bfloat16": gradients are taken at lower precision (faster on devices made for it). A sample
-            counts as broken only when the float32 model confirms it.
+        precision: "float32", or "tf32" or "bfloat16": gradients are taken at lower precision (faster on GPUs made for it). A
+            sample counts as broken only when the float32 model confirms it.
     """
 
     eps: float
@@ -127,8 +136,10 @@ class Attack(ABC):
             raise ConfigError(f"{self.name}: stop = {self.stop!r}, expected 'broken' or 'never'")
         if self.draws < 1:
             raise ConfigError(f"{self.name}: draws = {self.draws}, expected at least 1")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"{self.name}: precision = {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        if self.precision not in devices.PRECISIONS:
+            raise ConfigError(
+                f"{self.name}: precision = {self.precision!r}, expected one of {', '.join(devices.PRECISIONS)}"
+            )
         self.threat()
 
     def threat(self) -> Threat:
@@ -159,7 +170,8 @@ class Attack(ABC):
         """Attack `model` at inputs x with labels y.
 
         Args:
-            model: raw images in [0, 1] to logits. It comes back in the mode and with the gradients flags it had.
+            model: raw images in [0, 1] to logits, on any device: batches are sent to it. It comes back in the mode and with the
+                gradients flags it had.
             x: float32 (N, C, H, W) in [0, 1].
             y: int64 (N,).
             ids: one id per sample, for its random draws; the position 0..N-1 by default.
@@ -176,21 +188,23 @@ class Attack(ABC):
             raise DataError(f"{len(y)} labels for {len(x)} inputs, expected one each")
         if ids is not None and len(ids) != len(x):
             raise DataError(f"{len(ids)} ids for {len(x)} inputs, expected one each")
-        device = next((p.device for p in model.parameters()), x.device)
-        keys = sample_keys(range(len(x)) if ids is None else list(ids)).to(device)
+        device = devices.of(model, x.device)
+        keys, y = sample_keys(range(len(x)) if ids is None else list(ids)).to(x.device), y.to(x.device)
         if not len(x):
             raise DataError("no inputs: at least one sample is needed")
         # A model's own random draws come from torch's generators: seeded here, and given back as they were.
-        with frozen_eval(model), seeded(seed, device), shared_copies():
+        with frozen_eval(model), seeded(seed, device), shared_copies(), devices.float32(), finite_later():
             paid = 0
             if clean_logits is None or self.draws > 1:
                 paid = self.draws
                 with torch.no_grad():
                     parts = [
-                        x[start : start + batch_size].to(device, copy=True) for start in range(0, len(x), batch_size)
+                        mean_logits(model, devices.send(x[start : start + batch_size], device, copy=True), self.draws)
+                        for start in range(0, len(x), batch_size)
                     ]
-                    clean_logits = torch.cat([mean_logits(model, part, self.draws) for part in parts])
-            clean_logits = check_logits(clean_logits.to(device), len(x))
+                    clean_logits = torch.cat(parts)
+            ask_if_finite()
+            clean_logits = check_logits(clean_logits.to(x.device), len(x))
             check_labels(y, clean_logits.shape[1], len(x))
             refuse_probabilities(clean_logits)
             result = self._all(model, x, y, keys, seed, clean_logits, batch_size)
@@ -206,12 +220,12 @@ class Attack(ABC):
         self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, seed: int, clean_logits: Tensor, batch_size: int
     ) -> AttackResult:
         """Attack all samples, batch by batch; an ensemble goes through its members instead."""
-        device = clean_logits.device
+        device = devices.of(model, x.device)
         results = []
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
-            random = SampleRandom(seed, keys[rows], self.name)
-            results.append(self._batch(model, x[rows].to(device), y[rows].to(device), random, clean_logits[rows]))
+            part, labels, chosen, logits = (devices.send(given[rows], device) for given in (x, y, keys, clean_logits))
+            results.append(self._batch(model, part, labels, SampleRandom(seed, chosen, self.name), logits).to(x.device))
         columns: dict[str, Any] = {name: torch.cat([getattr(r, name) for r in results]) for name in COLUMNS}
         return AttackResult(**columns)
 
@@ -235,6 +249,7 @@ class Attack(ABC):
         )
         if self.eps > 0 and not search.done:
             self._run(search)
+        ask_if_finite()
         ball, box = threat.excess(search.best, x)
         if not (ball <= TOLERANCE and box <= 0.0):  # also catches NaN
             raise ThreatModelError(
@@ -315,12 +330,12 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def build_attack(name: str, **parameters: Any) -> Attack:
-    """An attack by its registered name, such as `pgd` or `torchattacks:CW`.
+    """An attack by its registered name, such as `pgd` or `torchattacks:CW`, or one of your own, `file.py:MyAttack`.
 
     Raises:
         ConfigError: an unknown name or parameter; the message names the closest known one.
     """
-    family, _, variant = name.partition(":")
+    family, variant = ATTACKS.split(name)
     cls = ATTACKS.load(family)
     if variant:
         parameters = {"attack": variant, **parameters}

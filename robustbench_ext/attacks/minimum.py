@@ -15,6 +15,7 @@ from torch import Tensor
 from robustbench_ext.attacks.base import Targeted
 from robustbench_ext.attacks.losses import Loss, margin
 from robustbench_ext.attacks.search import Keep, Search, Stop
+from robustbench_ext.attacks.threat import length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,4 @@ def dual_norm(gradient: Tensor, norm: str) -> Tensor:
     flat = gradient.flatten(1)
     if norm == "Linf":
         return flat.abs().sum(dim=1)
-    # In float64: squares of gradients below 1e-19 underflow to zero in float32.
-    length: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
-    return length.to(gradient.dtype)
+    return length(flat)

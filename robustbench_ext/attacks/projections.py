@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MOST_STEPS = 40
+_MOST_STEPS, _ASK = 40, 10
 
 
 def to_hyperplane(x: Tensor, w: Tensor, b: Tensor, norm: str) -> Tensor:
@@ -33,7 +33,9 @@ def to_hyperplane(x: Tensor, w: Tensor, b: Tensor, norm: str) -> Tensor:
     needed = gap.abs()
     t = needed / rate.sum(dim=-1).clamp_min(1e-30)
     reachable = way.sum(dim=-1) > needed
-    for _ in range(_MOST_STEPS):
+    # A root once reached is not left again, so it may be asked for late: elsewhere than on the CPU an answer is waited for.
+    every = 1 if x.device.type == "cpu" else _ASK
+    for step in range(1, _MOST_STEPS + 1):
         covered = torch.minimum(t[..., None] * rate, way)
         missing = needed - covered.sum(dim=-1)
         # The sign is 0 for coordinates at the box and 1 for the others (comparisons and `where` are several times slower).
@@ -41,7 +43,7 @@ def to_hyperplane(x: Tensor, w: Tensor, b: Tensor, norm: str) -> Tensor:
         following = t + missing / slope.clamp_min(1e-30)
         # In exact arithmetic t only grows; once nothing grows any more the root is reached.
         grows = reachable & (slope > 0) & (following > t * (1 + 1e-6))
-        if not bool(grows.any()):
+        if step % every == 0 and not bool(grows.any()):
             break
         t = torch.where(grows, following, t)
     move = torch.minimum(t[..., None] * (torch.ones_like(weight) if norm == "Linf" else weight), room)

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext import device as devices
 from robustbench_ext.attacks.base import Passes, seeded
 from robustbench_ext.data.base import Dataset
 from robustbench_ext.data.columns import Columns
 from robustbench_ext.errors import ConfigError, DataError, ModelError, ThreatModelError
-from robustbench_ext.models.contract import frozen_eval
+from robustbench_ext.models.contract import ask_if_finite, finite_later, frozen_eval
 from robustbench_ext.models.observe_regressor import check_predictions, check_table, predictions_of
 from robustbench_ext.numbers import read_numbers
 from robustbench_ext.randomness import SampleRandom
@@ -82,6 +83,7 @@ class RegressionAttackResult:
         prediction, clean_prediction: float64 (N,), at x_adv and at x.
         error_before, error_after: float64 (N,), absolute errors |f(x) - y| and |f(x_adv) - y|.
         forwards, backwards: int32 (N,), passes spent on each sample, the clean forward included where it was needed.
+    All of it lies where the inputs were, wherever the model is.
     """
 
     x_adv: Tensor
@@ -243,17 +245,18 @@ class RegressionAttack(ABC):
             raise DataError(f"targets: shape {tuple(y.shape)} for {n} inputs, expected finite (N,) with N >= 1")
         if ids is not None and len(ids) != n:
             raise DataError(f"{len(ids)} ids for {n} inputs, expected one each")
-        device = next((p.device for p in model.parameters()), x.device)
+        device = devices.of(model, x.device)
         random = SampleRandom.of(seed, range(n) if ids is None else list(ids), f"regression/{self.name}", device)
         results = []
-        with frozen_eval(model), seeded(seed, device):
+        with frozen_eval(model), seeded(seed, device), devices.float32(), finite_later():
             for start in range(0, n, batch_size):
                 rows = slice(start, start + batch_size)
-                part = x[rows].to(device, copy=True)
+                part = devices.send(x[rows], device, copy=True)
                 clean = None if clean_predictions is None else clean_predictions[rows].to(device)
                 chosen = random.select(torch.arange(n, device=device)[rows])
-                results.append(self._batch(model, part, y[rows].to(device).double(), budget, chosen, clean))
-        return RegressionAttackResult(**{c: torch.cat([getattr(r, c) for r in results]) for c in _COLUMNS})
+                found = self._batch(model, part, y[rows].to(device).double(), budget, chosen, clean)
+                results.append({c: getattr(found, c).to(x.device) for c in _COLUMNS})
+        return RegressionAttackResult(**{c: torch.cat([r[c] for r in results]) for c in _COLUMNS})
 
     def _batch(
         self,
@@ -274,6 +277,7 @@ class RegressionAttack(ABC):
         search.forwards += int(paid)
         if bool((search.lower < search.upper).any()):
             self._run(search)
+        ask_if_finite()
         excess = torch.maximum(lower - search.best, search.best - upper)
         # An attack that clips in float32 by itself may be off by a rounding of the bound.
         room = torch.maximum(lower.abs(), upper.abs()) * 2.0**-23

@@ -8,7 +8,8 @@ attack repeats a forward pass to find out what it achieved, and no pass is spent
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from robustbench_ext.attacks.losses import Loss, cross_entropy, get_loss, get_targeted_loss
 from robustbench_ext.attacks.threat import Threat, flat_norm, per_sample
+from robustbench_ext.device import float32
 from robustbench_ext.models.contract import check_logits
 from robustbench_ext.models.gradients import InputGradients
 from robustbench_ext.models.inference import Inference, inference
@@ -23,7 +25,16 @@ from robustbench_ext.randomness import SampleRandom
 
 Stop = Literal["broken", "never"]
 Keep = Literal["loss", "norm"]
-PRECISIONS = ("float32", "bfloat16")
+LOOK = 8  # submissions, at most, between two looks at what a GPU has broken
+
+
+def patience(device: torch.device) -> int:
+    """Submissions, at most, between two looks at which samples are broken.
+
+    On the CPU every one is followed by a look: it costs nothing. Elsewhere a look waits for the device, and a broken sample
+    that stays for some steps costs passes; see `Search.due`.
+    """
+    return 1 if device.type == "cpu" else LOOK
 
 
 class Search:
@@ -62,7 +73,9 @@ class Search:
         self.clean_logits, self.labels = clean_logits, y
         self._all = (x, y, random, target)
         self._keep, self._draws = keep, draws
-        self._rough = precision != "float32"
+        self._precision, self._rough = precision, precision != "float32"
+        # Submissions since the last look, until the next one, and at most until one.
+        self._since, self._wait, self._longest = 0, 1, patience(x.device)
         self.best, self.best_logits = x.clone(), clean_logits.clone()
         # Misclassified without an attack: nothing to break, whatever `stop` says.
         self.wrong_clean = clean_logits.argmax(dim=1) != y
@@ -190,21 +203,25 @@ class Search:
         if self._draws == 1 and not self.done:
             self._inference = inference(self.model, self.x)
 
-    def confirm(self, rows: Tensor, candidates: Tensor, logits: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    def confirm(
+        self, rows: Tensor, candidates: Tensor, logits: Tensor, *state: Tensor, look: bool | None = None
+    ) -> tuple[Tensor, ...]:
         """Submit those candidates that `rows` (n,) bool chooses, after a pass of the model itself if need be.
 
         Args:
             candidates: (n, C, H, W); logits: (n, K), from `scores`. The model's own are written into the chosen rows.
+            look: as of `submit`.
         Returns `state` without the samples that are now done.
         """
-        if not bool(rows.any()):
+        # Elsewhere than on the CPU the question would wait for the answer, and what changes nothing may as well be submitted.
+        if (self._longest == 1 or self._looks_twice) and not bool(rows.any()):
             return state
         index = self._index
         if self._inference is not None and self._inference.fused:
             logits[rows] = self.logits(candidates[rows], rows)
         # Inputs that are not chosen are replaced by what changes nothing: the best so far, with its own logits.
         candidates = torch.where(per_sample(rows, candidates), candidates, self.best[index])
-        return self.submit(candidates, torch.where(rows[:, None], logits, self.best_logits[index]), *state)
+        return self.submit(candidates, torch.where(rows[:, None], logits, self.best_logits[index]), *state, look=look)
 
     def gradient(self, candidates: Tensor, loss: Loss, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """A forward and a backward pass: logits (n, K), losses (n,), gradient of each sample's loss (n, C, H, W).
@@ -237,7 +254,7 @@ class Search:
         device = candidates.device.type
         found = []
         for _ in range(self._draws):
-            with torch.enable_grad(), InputGradients(), torch.autocast(device, torch.bfloat16, self._rough):
+            with torch.enable_grad(), InputGradients(), self._roughly(device):
                 logits, objective, value = evaluate(candidates)
                 (gradient,) = torch.autograd.grad(objective.float().sum(), candidates)
             logits = check_logits(logits.detach(), len(candidates))
@@ -247,16 +264,30 @@ class Search:
         each, values, gradient = (torch.stack(parts) for parts in zip(*found, strict=True))
         return average_prediction(each), values.mean(dim=0), gradient.mean(dim=0)
 
+    @contextmanager
+    def _roughly(self, device: str) -> Iterator[None]:
+        """A pass at the precision that gradients are taken at."""
+        if self._precision == "tf32":
+            with float32(tf32=True):
+                yield
+        elif self._rough:
+            with torch.autocast(device, torch.bfloat16):
+                yield
+        else:
+            yield
+
     def submit(
-        self, candidates: Tensor, logits: Tensor, *state: Tensor, value: Tensor | None = None
+        self, candidates: Tensor, logits: Tensor, *state: Tensor, value: Tensor | None = None, look: bool | None = None
     ) -> tuple[Tensor, ...]:
         """Record candidates with their logits; return `state`, each (n, ...), without the samples that are now done.
 
-        `value` (n,) replaces the loss as what is highest in the best of several candidates of equal rank.
+        Args:
+            value: (n,), replaces the loss as what is highest in the best of several candidates of equal rank.
+            look: whether samples that are done leave now; by default where it is `due`. Until then they stay as they are.
         """
         index = self._index
         rank = self._ranks(logits, self.y, self.target)
-        if (self._draws > 1 or self._rough) and bool((rank > 0).any()):
+        if self._looks_twice and bool((rank > 0).any()):
             # One lucky draw breaks nothing: fresh draws must agree, or the best of many looks would be chance. And what a
             # pass at lower precision says, the model itself must confirm.
             again = rank > 0
@@ -272,15 +303,53 @@ class Search:
         better = (rank > before) | ((rank == before) & (score > self._score[index]))
         if self._keep == "norm":
             better &= rank > 1
-        rows = index[better]
-        self.best[rows] = candidates.detach()[better]
-        self.best_logits[rows] = logits[better]
-        self._score[rows], self._rank[rows] = score[better], rank[better]
+        if self.stop == "broken":
+            # What has been reached before and not retired yet stays as it was found, however long a look takes to come.
+            open_ = before < 2
+            better &= open_
+            loss = torch.where(open_, loss, -torch.inf)
+        self._write(self.best, index, better, candidates.detach())
+        self._write(self.best_logits, index, better, logits)
+        self._write(self._score, index, better, score)
+        self._write(self._rank, index, better, rank)
         self._late[index] = torch.maximum(self._late[index], loss)
-        reached = rank > 1
-        if self.stop == "broken" and bool(reached.any()):
-            return self._retire(reached, *state)
+        if self.stop == "broken" and (self.due() if look is None else look):
+            reached = self._rank[index] > 1
+            if bool(reached.any()):
+                self._wait = 1
+                return self._retire(reached, *state)
+            self._wait = min(2 * self._wait, self._longest)
         return state
+
+    @staticmethod
+    def _write(to: Tensor, index: Tensor, chosen: Tensor, values: Tensor) -> None:
+        """to[index[chosen]] = values[chosen]. How many are chosen is asked on the CPU only."""
+        if to.device.type == "cpu":
+            to[index[chosen]] = values[chosen]
+        else:
+            to[index] = torch.where(per_sample(chosen, values), values, to[index])
+
+    @property
+    def _looks_twice(self) -> bool:
+        """Whether what looks broken needs a second look: the model is randomised, or the pass was at lower precision."""
+        return self._draws > 1 or self._rough
+
+    @property
+    def gathers(self) -> bool:
+        """Whether an attack of many cheap queries may gather what it breaks until a look is `due`, and submit it then."""
+        return self._longest > 1 and self.stop == "broken" and not self._looks_twice
+
+    def due(self) -> bool:
+        """Whether it is time for a look at which samples are broken, to be called once for each submission.
+
+        On the CPU always. Elsewhere after 1, 2, 4 and then every 8 submissions, and from the start again where one has found
+        something: while samples break, those that are done are worth a wait.
+        """
+        self._since += 1
+        if self._since < self._wait:
+            return False
+        self._since = 0
+        return True
 
     def judge(self, candidates: Tensor, logits: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Like `submit`, for candidates that may lie outside the ball (minimum-norm attacks): those do not count."""
@@ -295,7 +364,10 @@ class Search:
 
     def mark(self) -> None:
         """To be called when nine tenths of a run's iterations are done: what comes after is the late gain."""
-        self._marked[self._index] = self._late[self._index]
+        late = self._late[self._index]
+        if self.stop == "broken":  # those that are done and not retired yet were done before
+            late = torch.where(self._rank[self._index] > 1, torch.nan, late)
+        self._marked[self._index] = late
 
     def late_gain(self) -> Tensor:
         """The share of each sample's gain in loss that came after `mark`, in [0, 1], (N,).

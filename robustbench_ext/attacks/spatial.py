@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,11 +89,10 @@ class Spatial(Attack):
                 draw = search.random.uniform((3,), -1.0, 1.0, step=attempt)
                 yield self.degrees * draw[:, 0], self.pixels * draw[:, 1], self.pixels * draw[:, 2]
             return
-        for angle in _spaced(self.degrees, self.angles):
-            for across in _spaced(self.pixels, self.shifts):
-                for down in _spaced(self.pixels, self.shifts):
-                    point = torch.tensor([angle, across, down], device=search.x.device).expand(len(search.x), 3)
-                    yield point[:, 0], point[:, 1], point[:, 2]
+        shifts = _spaced(self.pixels, self.shifts)
+        for point in itertools.product(_spaced(self.degrees, self.angles), shifts, shifts):
+            angle, across, down = (torch.full((len(search.x),), value, device=search.x.device) for value in point)
+            yield angle, across, down
 
 
 def _spaced(end: float, count: int) -> list[float]:

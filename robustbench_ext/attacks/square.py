@@ -90,6 +90,7 @@ class Square(Attack):
         low, high = (search.x - self.eps).clamp_min(0.0), (search.x + self.eps).clamp_max(1.0)
         faces = torch.cat([low.flatten(1), high.flatten(1)], dim=1)
         planes = torch.arange(channels, device=faces.device)
+        found = search.best_logits[search.index]  # of the first candidate that broke a sample, where there was one
         for block in range(0, 0 if search.done else self.queries - 2, _BLOCK):
             rows = _lookup(positions, search.index)
             draws = random.select(rows).bits(3 * _BLOCK, step=block // _BLOCK).view(-1, _BLOCK, 3)
@@ -105,7 +106,9 @@ class Square(Attack):
                 logits = search.scores(current)
                 value = margin(logits, search.y)
                 hits = (value > 0) & (best <= 0)
-                if bool(hits.any()):
+                if search.gathers:
+                    found, value = _gathered(hits, logits, found, best, value)
+                elif bool(hits.any()):
                     logits, best, index, old, new, current, draws, signs, faces = search.confirm(
                         hits, current, logits, logits, best, index, old, new, current, draws, signs, faces
                     )
@@ -116,12 +119,19 @@ class Square(Attack):
                 # Undo in place what did not help: a few pixels instead of a copy of every image.
                 flat.scatter_(1, index, torch.where(better[:, None], new, old))
                 best = torch.maximum(best, value)
+                if search.gathers and (search.due() or query == self.queries - 3):
+                    best, current, draws, signs, faces, found = search.confirm(
+                        best > 0, current, found, best, current, draws, signs, faces, found, look=True
+                    )
+                    if search.done:
+                        return
         self._end(search, current)
 
     def _l2(self, search: Search, random: SampleRandom, positions: Tensor) -> None:
         height, width = search.x.shape[2:]
         current = self._onto_sphere(search, _bumps(search.x, random.child("bumps")))
         best, current = self._begin(search, current)
+        found = search.best_logits[search.index]
         for block in range(0, 0 if search.done else self.queries - 2, _BLOCK):
             rows = _lookup(positions, search.index)
             draws = random.select(rows).bits(6 * _BLOCK, step=block // _BLOCK).view(-1, _BLOCK, 6)
@@ -133,7 +143,9 @@ class Square(Attack):
                 logits = search.scores(proposal)
                 value = margin(logits, search.y)
                 hits = (value > 0) & (best <= 0)
-                if bool(hits.any()):
+                if search.gathers:
+                    found, value = _gathered(hits, logits, found, best, value)
+                elif bool(hits.any()):
                     logits, best, proposal, current, draws = search.confirm(
                         hits, proposal, logits, logits, best, proposal, current, draws
                     )
@@ -143,6 +155,12 @@ class Square(Attack):
                 better = value > best
                 current = torch.where(per_sample(better, current), proposal, current)
                 best = torch.where(better, value, best)
+                if search.gathers and (search.due() or query == self.queries - 3):
+                    best, current, draws, found = search.confirm(
+                        best > 0, current, found, best, current, draws, found, look=True
+                    )
+                    if search.done:
+                        return
         self._end(search, current)
 
     def _begin(self, search: Search, current: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +190,7 @@ class Square(Attack):
         union = delta.clone().scatter_(1, first, 0.0).scatter_(1, second, 0.0)
         energy = delta.square().sum(dim=1) - union.square().sum(dim=1)
         spare = (self.eps**2 - delta.square().sum(dim=1)).clamp_min(0.0)
-        bump = _bump(side, current)
+        bump = _bump_on(side, current.device)
         tall = (draw[:, 5] & 1).bool()
         shape_of = torch.where(tall[:, None], bump.T.reshape(1, -1), bump.reshape(1, -1))
         sign = ((draw[:, 4, None] >> torch.arange(channels, device=draw.device)) & 1) * 2.0 - 1.0
@@ -180,6 +198,14 @@ class Square(Attack):
         fresh = fresh / fresh.norm(dim=2, keepdim=True).clamp_min(1e-12)
         fresh = fresh * ((energy + spare).clamp_min(0.0) / channels).sqrt()[:, None, None]
         return union.scatter_(1, first, fresh.reshape(len(current), -1)).view(shape)
+
+
+def _gathered(hits: Tensor, logits: Tensor, found: Tensor, best: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits that broke each sample first, (n, K), and margins (n,) that are minus infinity once a sample is broken.
+
+    So a broken sample keeps the candidate that broke it, until it is submitted.
+    """
+    return torch.where(hits[:, None], logits, found), torch.where(best > 0, -torch.inf, value)
 
 
 def _signs(bits: Tensor) -> Tensor:
@@ -199,15 +225,15 @@ def _window(draw: Tensor, side: int, shape: torch.Size) -> Tensor:
     """Flat pixel indices of one random square per sample, all channels: (n, C * side * side)."""
     _, channels, height, width = shape
     top, left = draw[:, 0] % (height - side + 1), draw[:, 1] % (width - side + 1)
-    return (top * width + left)[:, None] + _offsets(side, channels, height, width).to(draw.device)
+    return (top * width + left)[:, None] + _offsets(side, channels, height, width, draw.device)
 
 
 @lru_cache(maxsize=128)
-def _offsets(side: int, channels: int, height: int, width: int) -> Tensor:
+def _offsets(side: int, channels: int, height: int, width: int, device: torch.device) -> Tensor:
     """Flat pixel indices of a square in the corner, all channels: (C * side * side,)."""
-    along = torch.arange(side)
+    along = torch.arange(side, device=device)
     square = (along[:, None] * width + along[None]).reshape(-1)
-    return (torch.arange(channels)[:, None] * (height * width) + square[None]).reshape(-1)
+    return (torch.arange(channels, device=device)[:, None] * (height * width) + square[None]).reshape(-1)
 
 
 def _cone(height: int, width: int, like: Tensor) -> Tensor:
@@ -231,6 +257,12 @@ def _bump(side: int, like: Tensor) -> Tensor:
     return unit
 
 
+@lru_cache(maxsize=128)
+def _bump_on(side: int, device: torch.device) -> Tensor:
+    """`_bump`, made on the CPU once: it is the same on every device."""
+    return _bump(side, torch.zeros(1)).to(device)
+
+
 def _bumps(x: Tensor, random: SampleRandom) -> Tensor:
     """A five-by-five grid of bumps with random signs per sample, channel and tile: L2's first perturbation."""
     n, channels, height, width = x.shape
@@ -238,7 +270,7 @@ def _bumps(x: Tensor, random: SampleRandom) -> Tensor:
     delta = torch.zeros_like(x)
     rows, columns = height // side, width // side
     signs = _signs(random.bits(rows * columns * channels)).view(n, channels, rows, columns)
-    bump = _bump(side, x)
+    bump = _bump_on(side, x.device)
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     tiled = torch.einsum("ncij,ab->nciajb", signs, bump).reshape(n, channels, rows * side, columns * side)
     delta[:, :, top : top + rows * side, left : left + columns * side] = tiled

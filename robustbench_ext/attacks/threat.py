@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustbench_ext.device import has_float64
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.numbers import format_number
 from robustbench_ext.randomness import SampleRandom
@@ -23,9 +24,18 @@ def flat_norm(delta: Tensor, norm: str) -> Tensor:
     flat = delta.flatten(1)
     if norm == "Linf":
         return flat.abs().amax(dim=1) if flat.shape[1] else flat.new_zeros(len(flat))
-    # Summed in float64: over 150,000 pixels float32 loses 1e-6 of the length, which is more than the tolerance.
-    length: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
-    return length.to(delta.dtype)
+    return length(flat)
+
+
+def length(flat: Tensor) -> Tensor:
+    """The L2 norm of each row of (N, D), (N,), like it.
+
+    In float64: over 150,000 pixels float32 loses 1e-6 of the length, which is more than the tolerance, and squares of entries
+    below 1e-19 underflow to zero. A device that has no float64 leaves it to the CPU.
+    """
+    there = flat if has_float64(flat.device) else flat.cpu()
+    norms: Tensor = torch.linalg.vector_norm(there, dim=1, dtype=torch.float64)
+    return norms.to(flat.dtype).to(flat.device)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
