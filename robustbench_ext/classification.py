@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from robustbench_ext.checks import Check
 from robustbench_ext.conditions import Condition, parse_conditions
 from robustbench_ext.data.base import Split
+from robustbench_ext.device import settled
 from robustbench_ext.errors import ConfigError, DataError
 from robustbench_ext.models import LoadedModel, Observations, Taps, fingerprint_module, load_model, observe, wrap
 from robustbench_ext.preflight import PREFLIGHT_VERSION, preflight
 from robustbench_ext.probes import EstimatorProbe
 from robustbench_ext.suite import ModelEntry
 from robustbench_ext.task import Columns, Task, Training
+
+if TYPE_CHECKING:
+    from robustbench_ext.own_metrics import OwnMetric
 
 
 class Classification(Task):
@@ -30,6 +34,11 @@ class Classification(Task):
 
     def conditions(self, entries: Sequence[str | Mapping[str, Any]]) -> list[Condition]:
         return parse_conditions(entries)
+
+    def metrics(self, specs: Sequence[str]) -> list[OwnMetric]:
+        from robustbench_ext.own_metrics import own_metrics
+
+        return own_metrics(specs, len(self.data.classes))
 
     # Models ----------------------------------------------------------------------------------------------------------
 
@@ -60,7 +69,10 @@ class Classification(Task):
         folder = models / key
 
         def run(on_epoch: Callable[[dict[str, Any]], None]) -> None:
-            train(made.defense, architecture, self.data, made.recipe, folder, told.seed, on_epoch)
+            with settled() as device:
+                train(
+                    made.defense, architecture, self.data, made.recipe, folder, told.seed, on_epoch, device=str(device)
+                )
 
         fresh = start.fresh if start is not None else lambda: architecture.build(0)
         return Training(architecture.spec, folder, made.recipe.epochs, fresh, run, entry.needs, architecture)
@@ -93,6 +105,7 @@ class Classification(Task):
             std=entry.std,
             weights=entry.weights,
             kwargs=entry.kwargs,
+            data=self.data,
         )
 
     def adopt(self, module: nn.Module, entry: ModelEntry) -> LoadedModel:
@@ -100,7 +113,7 @@ class Classification(Task):
         return LoadedModel(str(entry.spec), wrapped, fingerprint_module(wrapped, {}))
 
     def load_other(self, spec: str) -> LoadedModel:
-        return load_model(spec, shape=self.data.shape, num_classes=len(self.data.classes))
+        return load_model(spec, shape=self.data.shape, num_classes=len(self.data.classes), data=self.data)
 
     def preflight(self, model: nn.Module, seed: int) -> list[Check]:
         return preflight(model, self.data["test"], seed=seed)

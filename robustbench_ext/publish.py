@@ -48,15 +48,16 @@ class RunLog:
 def previous_suite(folder: Path) -> dict[str, Any] | None:
     """The suite of the run that the folder holds, if any."""
     try:
-        suite: dict[str, Any] = json.loads((folder / RUN).read_text())["suite"]
+        suite: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))["suite"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return suite
 
 
 def _checks(context: Context) -> str:
-    """The versions of all checks; results that were checked otherwise are measured again."""
-    return f"{context.task.preflight_version}.{DOUBTS_VERSION}"
+    """The versions of all checks, and of the user's own metrics; other results are measured again."""
+    own = [f"{metric.name} {metric.version}" for metric in context.metrics]
+    return ", ".join([f"{context.task.preflight_version}.{DOUBTS_VERSION}", *own])
 
 
 def unchanged_results(context: Context) -> RunResults | None:
@@ -109,7 +110,7 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
         models=[_describe(context, name) for name in usable],
         conditions=[*conditions, *measured.worst_cases],
         probes=probes,
-        metrics=metric_table(),
+        metrics=metric_table() | {metric.name: metric.described() for metric in context.metrics},
         preflight=findings,
         doubts=measured.doubts,
         results=measured.rows,
@@ -119,6 +120,7 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
         notes=[
             *measured.notes,
             *(f"{name} was left out: its package or its data is not there" for name in context.left_out),
+            *(text for name in usable for text in context.notes_of(name)),
             *(f"{name} was not evaluated: its preflight failed" for name in sorted(done.refused)),
             *(text for name in usable if _probes_fitted(context, name) for text in context.fit_warnings(name)),
         ],
@@ -142,7 +144,7 @@ def _describe(context: Context, name: str) -> dict[str, Any]:
     if entry.make is not None:
         about["made"] = json.loads((context.training[name].folder / "model.json").read_text(encoding="utf-8"))["made"]
     if entry.train is not None:
-        described = json.loads((context.training[name].folder / "model.json").read_text())
+        described = json.loads((context.training[name].folder / "model.json").read_text(encoding="utf-8"))
         told = ("defense", "regressor", "recipe", "seed", "selected", "alarm", "curve")
         about["training"] = {k: described[k] for k in told if k in described}
     if _probes_fitted(context, name):
@@ -188,12 +190,14 @@ def write_results(context: Context, results: RunResults, measured: Measured, don
         "reused": done.reused,
         "failures": len(done.failures),
     }
-    previous = json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
+    previous = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
     run = {
         "suite": context.suite.model_dump(by_alias=True, mode="json"),
         "environment": environment(),
         "seconds": {
-            "training": {n: json.loads(f.read_text())["seconds"] for n, f in _timings(context) if f.is_file()},
+            "training": {
+                n: json.loads(f.read_text(encoding="utf-8"))["seconds"] for n, f in _timings(context) if f.is_file()
+            },
             "cells": {str(c): context.store.meta(context.observation_key(c))["seconds"] for c in cells},
         },
         "history": [*previous.get("history", []), visit],

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustbench_ext.checks import Check
 from robustbench_ext.conditions import Condition
 from robustbench_ext.data.base import Dataset, Split
+from robustbench_ext.errors import ConfigError
 from robustbench_ext.files import fits
 from robustbench_ext.models import LoadedModel
 from robustbench_ext.probes import Probe
@@ -26,6 +27,7 @@ from robustbench_ext.suite import ModelEntry
 
 if TYPE_CHECKING:
     from robustbench_ext.evaluate import Context
+    from robustbench_ext.own_metrics import OwnMetric
 
 Columns = dict[str, np.ndarray]
 FINISHED = "model.json"  # in a model's folder: written last
@@ -86,6 +88,15 @@ class Task(ABC):
     @abstractmethod
     def conditions(self, entries: Sequence[str | Mapping[str, Any]]) -> list[Condition]:
         """The conditions of a suite."""
+
+    def metrics(self, specs: Sequence[str]) -> list[OwnMetric]:
+        """The metrics of the user's own that a suite names."""
+        if specs:
+            raise ConfigError(
+                f"metrics: {', '.join(specs)}: metrics of your own are functions of logits and labels, and this suite has "
+                f"data of a {self.data.task} task"
+            )
+        return []
 
     def refuse(self, context: Context) -> None:  # noqa: B027 - classification refuses nothing
         """Raise ConfigError where a suite asks for what makes no sense for this task, or for one of its models."""

@@ -13,7 +13,7 @@ or as classes, where something is to be added or left out:
         make = MyAttack
         parameters = {"steps": 10}
 
-or as plain checks:
+or on the command line, `rbx check --attack my_attack.py:MyAttack --detector my_detector.py:MyDetector`, or as plain checks:
 
     def test_my_attack():
         check_attack(MyAttack(eps=0.1))
@@ -25,8 +25,11 @@ that says which one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -34,6 +37,9 @@ from torch import Tensor, nn
 
 from robustbench_ext.attacks.base import Attack
 from robustbench_ext.attacks.threat import TOLERANCE, flat_norm
+from robustbench_ext.catalog import ATTACKS, DETECTORS
+from robustbench_ext.checks import Check
+from robustbench_ext.errors import RobustBenchExtError
 from robustbench_ext.randomness import SampleRandom
 
 if TYPE_CHECKING:
@@ -288,6 +294,36 @@ def detector_tests(make: Callable[..., Detector], **parameters: Any) -> Callable
 
     found: Callable[[str], None] = test
     return found
+
+
+def check_methods(attacks: Sequence[str], detectors: Sequence[str]) -> list[Check]:
+    """Every case of attacks and detectors by name, registered or `file.py:Class`, with their default parameters.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    found = []
+    for name in attacks:
+        make, shown = ATTACKS.load(name), ATTACKS.label(name)
+        for norm, case in attack_cases(make, BUDGETS):
+            found.append(_tried(f"{shown} {norm}, {case}", partial(check_attack_case, make, norm, case, BUDGETS[norm])))
+    for name in detectors:
+        make, shown = DETECTORS.load(name), DETECTORS.label(name)
+        found += [_tried(f"{shown}, {case}", partial(check_detector_case, make, case)) for case in DETECTOR_CASES]
+    return found
+
+
+def _tried(name: str, check: Callable[[], None]) -> Check:
+    try:
+        check()
+    except (AssertionError, RobustBenchExtError) as error:
+        return Check(name, "fail", str(error))
+    except Exception as error:  # the method's own
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return Check(
+            name, "fail", f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+        )
+    return Check(name, "pass", "kept")
 
 
 class AttackConformance:

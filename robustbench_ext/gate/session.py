@@ -29,6 +29,7 @@ from robustbench_ext.gate.packages import own_packages
 from robustbench_ext.gate.run import MODEL, Measured, PreflightError, measure, seconds_of
 from robustbench_ext.metrics.estimate import LEVEL, Estimate
 from robustbench_ext.numbers import parse_number
+from robustbench_ext.own import is_own
 from robustbench_ext.pytest_plugin import (
     CACHE,
     FOLDER,
@@ -268,8 +269,8 @@ class Robustness:
         found: list[dict[str, Any] | str] = []
         for attack in _listed(told.get("attack")):
             entry = dict(attack) if isinstance(attack, Mapping) else {"attack": attack}
-            name = str(entry.get("attack")).partition(":")[0]
-            if name not in ATTACKS and name not in REGRESSION_ATTACKS:
+            name = ATTACKS.split(str(entry.get("attack")))[0]
+            if name not in ATTACKS and name not in REGRESSION_ATTACKS and not is_own(name):
                 raise ConfigError(f"robustness(): {unknown_name('attack', name, ATTACKS.names())}")
             found.append({**entry, **rest})
         levels = {k: told[k] for k in ("severity", "levels") if told.get(k) is not None}

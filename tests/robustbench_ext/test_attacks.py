@@ -89,7 +89,7 @@ def test_same_seed_same_result(name, options, digits_model, digits_test):
 
 @pytest.mark.parametrize("attack", [PGD(eps=0.1, steps=10), APGDCE(eps=0.1, steps=15)], ids=lambda a: a.name)
 def test_verdicts_do_not_depend_on_batch_size(attack, mnist_model, mnist_test):
-    x, y, ids = mnist_test
+    x, y, ids = (v[:500] for v in mnist_test)  # one may differ: rounding at the boundary
     results = [attack(mnist_model, x, y, ids=ids, batch_size=size) for size in (1, 7, 250)]
     for result in results[1:]:
         assert int((result.broken != results[0].broken).sum()) <= 0.002 * len(x)

@@ -108,7 +108,7 @@ def test_scores_in_records_equal_those_of_the_library(detected):
     np.testing.assert_allclose(stored("mahalanobis"), detector.score(x).numpy(), rtol=1e-4, atol=1e-6)
     # Under attack it is the attacked inputs that were scored, though they are stored nowhere.
     attacked = Cell("standard", "pgd Linf 0.15", "test", 0)
-    inputs = context._inputs(attacked).x
+    inputs = context._inputs(attacked, suite.get("batch_size", 250)).x
     np.testing.assert_allclose(stored("odin", attacked), ODIN().score_inputs(model, inputs).numpy(), rtol=1e-6)
     assert not np.allclose(stored("odin", attacked), stored("odin"))
 

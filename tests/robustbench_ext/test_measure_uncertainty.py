@@ -27,6 +27,7 @@ class Records:
     """
 
     thresholds = False
+    metrics = ()
 
     def __init__(self, observations, probes, conditions, data, specs):
         self._columns = {(c, None): columns for c, columns in observations.items()} | probes
@@ -41,6 +42,8 @@ class Records:
 
     def conditions_of(self, model):
         return self.conditions
+
+    conditions_for = conditions_of
 
     def chunks(self, condition, split):
         return 2  # records come in parts

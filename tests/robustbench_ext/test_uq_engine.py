@@ -93,7 +93,7 @@ def test_readings_in_records_equal_those_of_the_library(uncertain):
     assert summary.results.models[0]["fitted"]["bias-variance-mix"]["alpha"] == pytest.approx(mix.alpha, abs=1e-6)
     # Under attack it is the attacked inputs that were read, though they are stored nowhere.
     attacked = stored(context, "mc-dropout", "pgd Linf 0.1")
-    inputs = torch.cat([context._inputs(Cell("first", "pgd Linf 0.1", "test", c)).x for c in range(2)])
+    inputs = torch.cat([context._inputs(Cell("first", "pgd Linf 0.1", "test", c), 250).x for c in range(2)])
     np.testing.assert_allclose(
         attacked["logits"], dropout.predict(inputs, ids=ids).logits.numpy(), rtol=1e-4, atol=1e-4
     )
@@ -206,7 +206,7 @@ def test_an_adaptive_attack_follows_a_differentiable_estimator(uncertain, tmp_pa
     context = Context(validate_suite(suite), tmp_path)
     cell = Cell("first", "adaptive Linf 0.1 against temperature", "test", 0)
     assert "against" in context.observation_identity(cell)
-    x = context._inputs(cell).x
+    x = context._inputs(cell, 250).x
     seen = observe(context.model("first").module, x, torch.zeros(60, dtype=torch.long))
     np.testing.assert_allclose(context.store.load(context.observation_key(cell))["logits"], seen.logits.numpy())
 

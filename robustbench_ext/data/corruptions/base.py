@@ -37,7 +37,7 @@ def levels_for(x_shape: tuple[int, ...], levels: str | None = None) -> str:
 class Corruption:
     """A corruption by name; call it on a batch."""
 
-    version = 2  # part of every record's key: raise it when outputs change
+    version: int | str = 2  # part of every record's key: raise it when outputs change
 
     def __init__(self, name: str, function: Function) -> None:
         self.name = name
@@ -75,6 +75,37 @@ class Corruption:
             return x.clone()
         parameters = self.parameters(severity, levels_for(tuple(x.shape), levels))
         return self.function(x, parameters, random).clamp(0.0, 1.0).float()
+
+
+class OwnCorruption(Corruption):
+    """A corruption of the user's own: a function of the severity itself, with no published numbers behind it."""
+
+    def parameters(self, severity: int, levels: str) -> int:
+        return severity
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function.name, self._checked)
+        self._own = function
+        self.version = function.version
+        self.origin = function.origin
+        self.__doc__ = function.__doc__
+
+    def _checked(self, x: Tensor, severity: int, random: SampleRandom) -> Tensor:
+        made = self._own(x.clone(), severity, random)
+        if not isinstance(made, Tensor) or made.shape != x.shape or not bool(torch.isfinite(made).all()):
+            told = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+            raise DataError(
+                f"corruption {self.name} ({self.origin}) gave {told}, expected finite images of shape {tuple(x.shape)}"
+            )
+        return made
+
+
+def own_corruption(function: Any) -> OwnCorruption:
+    """A corruption of a user's own function `(x, severity, random) -> images`, see `robustbench_ext.own`.
+
+    x is float32 (N, C, H, W) in [0, 1], severity 1 to 5, `random` the samples' stream; what it gives is clipped to [0, 1].
+    """
+    return OwnCorruption(function)
 
 
 def corruption(name: str) -> Callable[[Function], Corruption]:
