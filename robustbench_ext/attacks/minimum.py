@@ -9,13 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from robustbench_ext.attacks.base import Targeted
 from robustbench_ext.attacks.losses import Loss, margin
 from robustbench_ext.attacks.search import Keep, Search, Stop
-from robustbench_ext.attacks.threat import length
+from robustbench_ext.attacks.threat import row_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,4 +69,4 @@ def dual_norm(gradient: Tensor, norm: str) -> Tensor:
     flat = gradient.flatten(1)
     if norm == "Linf":
         return flat.abs().sum(dim=1)
-    return length(flat)
+    return row_lengths(flat)

@@ -24,10 +24,10 @@ def flat_norm(delta: Tensor, norm: str) -> Tensor:
     flat = delta.flatten(1)
     if norm == "Linf":
         return flat.abs().amax(dim=1) if flat.shape[1] else flat.new_zeros(len(flat))
-    return length(flat)
+    return row_lengths(flat)
 
 
-def length(flat: Tensor) -> Tensor:
+def row_lengths(flat: Tensor) -> Tensor:
     """The L2 norm of each row of (N, D), (N,), like it.
 
     In float64: over 150,000 pixels float32 loses 1e-6 of the length, which is more than the tolerance, and squares of entries
