@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from robustbench_ext.data import Dataset, load_dataset
     from robustbench_ext.engine import run_suite
     from robustbench_ext.errors import RobustBenchExtError
-    from robustbench_ext.models import load_model, wrap
+    from robustbench_ext.models import load_model
+    from robustbench_ext.models.wrap import wrap
     from robustbench_ext.numbers import parse_number
     from robustbench_ext.suite import load_suite
 

@@ -94,7 +94,9 @@ class Context:
         self.data = load_dataset(suite.data) if suite.data != GIVEN else self._given_data()
         self.task = task_of(self.data)
         if self.data.task == REGRESSION and not device.has_float64(device.current()):
-            raise ConfigError(f"device '{device.current()}' has no float64, which regressors are measured in: --device cpu")
+            raise ConfigError(
+                f"device '{device.current()}' has no float64, which regressors are measured in: --device cpu"
+            )
         available = [entry for entry in suite.conditions if is_available(entry)]
         self.left_out = [
             str(e.get("attack") or e.get("outliers"))

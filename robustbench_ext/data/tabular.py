@@ -8,6 +8,7 @@ deciles of the target, and every prefix of a split holds the deciles in their pr
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -343,7 +344,7 @@ def toy_heteroscedastic() -> Dataset:
 
 
 _CUBIC_STD = {
-    "lognormal": float(np.sqrt((np.e - 1) * np.e) * np.exp(1.5)),  # exp(N(1.5, 1)), centred: 9.69
+    "lognormal": math.sqrt((math.e - 1) * math.e) * math.exp(1.5),  # exp(N(1.5, 1)), centred: 9.69
     "gaussian": 8.0,
     "triangular": 8.0,
 }

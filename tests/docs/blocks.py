@@ -12,7 +12,7 @@ or cannot run is said where the block begins, so that nothing is left out in sil
     ```python title="net.py"                 a file that later blocks use
     ```text {.output}                        what the block before it prints
 
-Outputs may differ by rounding: numbers by a tenth of themselves or 3 units in percent (half an interval at n = 1,000), seconds
+Outputs may differ by rounding: numbers by a tenth of themselves or 3 units in percent (half an interval at n = 1,000), times
 freely; a line of three dots stands for any lines. `python -m tests.docs.blocks docs/footguns.md` runs a page and writes its
 outputs.
 """
@@ -432,6 +432,7 @@ def _shell(block: Block) -> str:
     return done.stdout
 
 
+_TIME = re.compile(r"\d[\d,]*(?:\.\d+)? (?:ms|s|min|h)\b")
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -454,17 +455,13 @@ def difference(shown: str, printed: str) -> str | None:
 
 
 def _same(shown: str, printed: str) -> bool:
-    def words(line: str) -> list[str]:
-        return _NUMBER.sub("#", line).split()
-
-    if words(shown) != words(printed):
+    shown, printed = _TIME.sub("TIME", shown), _TIME.sub("TIME", printed)
+    if _NUMBER.sub("#", shown).split() != _NUMBER.sub("#", printed).split():
         return False
-    percent = "%" in shown
     for a, b in zip(_NUMBER.finditer(shown), _NUMBER.finditer(printed), strict=True):
         x, y = (float(m.group().replace(",", "").replace("−", "-")) for m in (a, b))
-        if shown[a.end() :].startswith((" s", " ms", " min", " h")):
-            continue
-        if abs(x - y) > max(0.1 * max(abs(x), abs(y)), 3.0 if percent else 0.0) + 10.0 ** -_decimals(a.group()):
+        rounding = 10.0 ** -_decimals(a.group())
+        if abs(x - y) > max(0.1 * max(abs(x), abs(y)), 3.0 if "%" in shown else 0.0) + rounding:
             return False
     return True
 

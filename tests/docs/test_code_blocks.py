@@ -156,7 +156,7 @@ def test_names_of_one_page_go_on_to_its_next_block():
     [
         ("a 71.6 % [67.5, 75.4]  n = 500", "a 70.8 % [66.7, 74.6]  n = 500", True),
         ("a 71.6 % [67.5, 75.4]  n = 500", "a 53.0 % [48.6, 57.3]  n = 500", False),
-        ("in 12 s", "in 700 s", True),
+        ("in 12 s", "in 2 min", True),
         ("verdict: pass", "verdict: doubt", False),
         ("a\nb", "a", False),
         ("a", "a\nb", False),
