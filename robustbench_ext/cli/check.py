@@ -53,6 +53,7 @@ def check(
         raise ConfigError("give --model and --data, or --attack file.py:MyAttack, or --detector file.py:MyDetector")
     from robustbench_ext.data import load_dataset
     from robustbench_ext.data.duplicates import check_duplicates
+    from robustbench_ext.device import settled
     from robustbench_ext.models import load_model
     from robustbench_ext.preflight import preflight
 
@@ -72,7 +73,8 @@ def check(
             weights=weights,
             data=dataset,
         )
-        checks = preflight(loaded.module, dataset["test"], n)
+        with settled() as where:
+            checks = preflight(loaded.module.to(where), dataset["test"], n)
         if duplicates is not False and (twins := check_duplicates(dataset, bool(duplicates))) is not None:
             checks.append(twins)
     _say(checks, {"model": model, "data": data, "notes": list(loaded.notes)}, as_json)

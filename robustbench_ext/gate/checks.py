@@ -12,6 +12,7 @@ import torch
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
+from robustbench_ext import device as devices
 from robustbench_ext.checks import Check
 from robustbench_ext.data.base import CLASSIFICATION, Dataset
 from robustbench_ext.models.contract import check_logits, frozen_eval
@@ -65,9 +66,9 @@ def check_normalised_once(model: nn.Module, data: Dataset) -> Check | None:
     x, y = split.images(slice(None)), torch.from_numpy(split.labels)
     candidates = _candidates(model, x.shape[1])
     with torch.no_grad(), frozen_eval(model):
-        right = check_logits(model(x), len(x)).argmax(1) == y
+        right = check_logits(devices.call(model, x), len(x)).argmax(1) == y
         for name, (mean, std) in candidates.items():
-            other = check_logits(model(x * std + mean), len(x)).argmax(1) == y
+            other = check_logits(devices.call(model, x * std + mean), len(x)).argmax(1) == y
             gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
             if gained > lost and bdtrc(gained - 1, gained + lost, 0.5) < LEVEL / len(candidates):
                 return Check(
@@ -97,6 +98,6 @@ def _candidates(model: nn.Module, channels: int) -> dict[str, tuple[Tensor, Tens
 def _constants(module: nn.Module) -> list[Tensor]:
     values = [getattr(module, name, None) for name in ("mean", "std")]
     try:
-        return [torch.as_tensor(v, dtype=torch.float32) for v in values if v is not None]
+        return [torch.as_tensor(v, dtype=torch.float32, device="cpu") for v in values if v is not None]
     except (TypeError, ValueError, RuntimeError):
         return []
