@@ -60,7 +60,9 @@ class Holder:
             return True
         except OSError:
             return False  # it is there and is somebody else's
-        return _born(self.pid) != self.born
+        state, born = _stat(self.pid)
+        # One that is over and waits for its parent to ask how it ended (in a container perhaps for ever) is gone too.
+        return born != self.born or state in ("Z", "X")
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -219,8 +221,14 @@ def _machine() -> str:
 
 def _born(pid: int) -> str:
     """When a process was started, in ticks since the machine's; empty where that cannot be read."""
+    return _stat(pid)[1]
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """A process's state, one letter, and when it was started; both empty where they cannot be read."""
     try:
         # The second field is the name in brackets, which may hold anything; the start time is the 20th after it.
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return fields[0], fields[19]
     except (OSError, IndexError):
-        return ""
+        return "", ""

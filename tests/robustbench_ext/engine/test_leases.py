@@ -89,6 +89,20 @@ def test_a_holder_that_is_gone_from_this_machine_is_seen_at_once(tmp_path):
     assert not store.is_free("cell")
 
 
+@pytest.mark.skipif(not _born(os.getpid()), reason="reads /proc")
+def test_a_holder_that_has_ended_and_was_not_buried_is_gone(tmp_path):
+    store = Leases(tmp_path, "mine")
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    write(tmp_path, "cell", pid=child.pid, born=_born(child.pid))
+    assert not store.is_free("cell")
+    child.stdin.close()  # it ends, and nobody asks how: a zombie, as in containers without an init
+    deadline = time.monotonic() + 30
+    while not store.is_free("cell") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert store.is_free("cell")
+    child.wait()
+
+
 def test_a_holder_elsewhere_counts_as_gone_once_it_is_not_touched_for_long(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(leases.time, "monotonic", lambda: now[0])
