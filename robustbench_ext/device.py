@@ -1,7 +1,7 @@
 """Where models run: chosen by RBX_DEVICE, one GPU for each worker of a machine; and what numbers they compute with there.
 
-Nothing else of the package asks for GPUs. A model is put on `current()` once, when it is loaded; whatever calls it sends its
-inputs to where the model is (`of`, `send`, `call`) and takes the outputs back.
+Nothing else of the package asks for GPUs. A model is put on `current()` by the process that works with it; whatever calls it
+sends its inputs to where the model is (`of`, `send`, `call`) and takes the outputs back.
 """
 
 from __future__ import annotations

@@ -93,10 +93,6 @@ class Context:
         self.given = given or Given()
         self.data = load_dataset(suite.data) if suite.data != GIVEN else self._given_data()
         self.task = task_of(self.data)
-        if self.data.task == REGRESSION and not device.has_float64(device.current()):
-            raise ConfigError(
-                f"device '{device.current()}' has no float64, which regressors are measured in: --device cpu"
-            )
         available = [entry for entry in suite.conditions if is_available(entry)]
         self.left_out = [
             str(e.get("attack") or e.get("outliers"))
@@ -197,13 +193,13 @@ class Context:
         return found
 
     def model(self, name: str) -> LoadedModel:
-        """The model, loaded once per process and put on its device; one that was handed over stays where it is."""
+        """The model, loaded once per process."""
         if name not in self._models:
             trained, entry = self.training.get(name), self.entry(name)
             if trained is not None:
-                self._models[name] = _placed(self.task.load_other(str(trained.folder)))
+                self._models[name] = self.task.load_other(str(trained.folder))
             elif entry.spec != GIVEN:
-                self._models[name] = _placed(self.task.load(entry))
+                self._models[name] = self.task.load(entry)
             elif name in self.given.models:
                 self._models[name] = self.task.adopt(self.given.models[name], entry)
             else:
@@ -212,9 +208,22 @@ class Context:
                 )
         return self._models[name]
 
+    def placed(self, name: str) -> nn.Module:
+        """The model on the device of this process, to work with; one that was handed over stays where it is.
+
+        Only those who work ask: a process that gives out work, on a machine without a GPU perhaps, needs fingerprints alone.
+        """
+        module, there = self.model(name).module, device.current()
+        if self.data.task == REGRESSION and not device.has_float64(there):
+            raise ConfigError(f"device '{there}' has no float64, which regressors are measured in: give --device cpu")
+        return module if self.entry(name).spec == GIVEN else module.to(there)
+
     def members(self, probe: Probe) -> list[LoadedModel]:
         """The other models that a probe needs, such as those of an ensemble."""
         return [self.model(m) if m in self.names else self._other(m, probe) for m in probe.members]
+
+    def _placed_member(self, name: str, probe: Probe) -> nn.Module:
+        return self.placed(name) if name in self.names else self._other(name, probe).module.to(device.current())
 
     @property
     def names(self) -> list[str]:
@@ -229,7 +238,7 @@ class Context:
     def _other(self, spec: str, probe: Probe) -> LoadedModel:
         if spec not in self._others:
             try:
-                self._others[spec] = _placed(self.task.load_other(spec))
+                self._others[spec] = self.task.load_other(spec)
             except ModelError as error:
                 raise ConfigError(
                     f"{probe.kind} '{probe.label}', member '{spec}': it is none of the suite's models "
@@ -389,7 +398,7 @@ class Context:
         return f"{self.model(model).fingerprint} on {self._device(model)}"
 
     def _device(self, model: str) -> str:
-        return device.name(device.of(self.model(model).module))
+        return device.name(device.of(self.placed(model)))
 
     def _compute(self, cell: Cell, batch_size: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -412,7 +421,7 @@ class Context:
             probe_key = self.probe_key(cell, probe)
             if not self.store.has(probe_key):
                 begun = time.perf_counter()
-                model, seed = self.model(cell.model).module, self.suite.seed
+                model, seed = self.placed(cell.model), self.suite.seed
                 shown = Shown(model, inputs, columns["id"], seed, batch_size)
                 try:
                     fitted = self._fit(cell.model, probe)
@@ -444,13 +453,13 @@ class Context:
             clean = self.task.clean_outputs([self._needed(c) for c in self.clean_cells(cell)])
         if condition.against is not None and isinstance(condition, UnderAttack):
             condition = condition.bind(scorer(self._fit(cell.model, self.probe(condition.against))))
-        return condition.apply(self.model(cell.model).module, x, y, ids, self.suite.seed, clean, batch_size)
+        return condition.apply(self.placed(cell.model), x, y, ids, self.suite.seed, clean, batch_size)
 
     def _observe(self, cell: Cell, made: Inputs, batch_size: int) -> Columns:
         condition = self.conditions[cell.condition]
         samples, rows = self.samples(condition, cell.split), self.rows(cell)
         if cell.model not in self._readers:
-            self._readers[cell.model] = self.task.reader(self.model(cell.model).module, self.taps(cell.model))
+            self._readers[cell.model] = self.task.reader(self.placed(cell.model), self.taps(cell.model))
         targets = self.task.targets(samples, rows)
         seen = self.task.observe(self._readers[cell.model], made.x, targets, batch_size)
         if condition.kind == CLEAN:
@@ -464,7 +473,7 @@ class Context:
         if (model, probe.label) not in self._fitted:
             probe = probe.beside(model)
             cells = {split: self.fit_cells(model, split) for split in probe.fit_on}
-            module, seed, validation = self.model(model).module, self.suite.seed, None
+            module, seed, validation = self.placed(model), self.suite.seed, None
             if probe.validate is not None:
                 validation = self.validation(probe).make(module, seed, self.suite.batch_size)
             fitting = Fitting(
@@ -472,7 +481,7 @@ class Context:
                 module,
                 seed,
                 lambda split: (self.task.inputs(self.data[split], slice(None)), self.data[split].ids),
-                [member.module for member in self.members(probe)],
+                [self._placed_member(name, probe) for name in probe.members],
                 validation,
             )
             self._fitted[model, probe.label] = probe.fit(fitting)
@@ -522,7 +531,7 @@ class Context:
         key = self.preflight_key(model)
         if not self.store.has(key):
             with device.settled():
-                checks = self.task.preflight(self.model(model).module, self.suite.seed)
+                checks = self.task.preflight(self.placed(model), self.suite.seed)
             meta = {"what": f"{model} · preflight", "device": self._device(model)}
             self.store.save(key, {}, {**meta, "checks": [vars(c) for c in checks]})
         return [Check(**check) for check in self.store.meta(key)["checks"]]
@@ -579,11 +588,6 @@ class Context:
                     f"condition '{condition.label}': model '{model}' meets it, and '{against}' is not read off that model. "
                     f"Give both the same only:."
                 )
-
-
-def _placed(loaded: LoadedModel) -> LoadedModel:
-    loaded.module.to(device.current())
-    return loaded
 
 
 def _about(fitted: Any) -> dict[str, Any]:

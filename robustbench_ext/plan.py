@@ -82,7 +82,7 @@ def plan(context: Context) -> list[PlannedCell]:
     x = context.task.inputs(context.samples(clean, "test"), slice(0, context.suite.batch_size))
     for name in context.evaluated:
         loaded = _trained_or_loaded(context, name)
-        network = loaded.module if loaded else context.training[name].fresh().to(devices.current())
+        network = context.placed(name) if loaded else context.training[name].fresh().to(devices.current())
         with torch.no_grad(), frozen_eval(network):
             out = devices.call(network, x[:2])
         outputs = out.shape[1] if out.ndim == 2 else 1

@@ -2,7 +2,8 @@
 
 An attack sees only the samples that still stand. It asks for logits or gradients at candidate inputs, submits the
 candidates with their logits, and gets back its own state without the samples that have just been broken. So no
-attack repeats a forward pass to find out what it achieved, and no pass is spent on a sample that is done.
+attack repeats a forward pass to find out what it achieved, and no pass is spent on a sample that is done. Elsewhere than on
+the CPU a sample that is done may stay for a few passes, since asking who is done means to wait (`Search.due`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from robustbench_ext.randomness import SampleRandom
 
 Stop = Literal["broken", "never"]
 Keep = Literal["loss", "norm"]
-LOOK = 8  # submissions, at most, between two looks at what a GPU has broken
 
 
 def patience(device: torch.device) -> int:
@@ -34,7 +34,7 @@ def patience(device: torch.device) -> int:
     On the CPU every one is followed by a look: it costs nothing. Elsewhere a look waits for the device, and a broken sample
     that stays for some steps costs passes; see `Search.due`.
     """
-    return 1 if device.type == "cpu" else LOOK
+    return 1 if device.type == "cpu" else 8
 
 
 class Search:
@@ -75,7 +75,7 @@ class Search:
         self._keep, self._draws = keep, draws
         self._precision, self._rough = precision, precision != "float32"
         # Submissions since the last look, until the next one, and at most until one.
-        self._since, self._wait, self._longest = 0, 1, patience(x.device)
+        self._since, self._wait, self._longest = 0, 1, 1 if self._looks_twice else patience(x.device)
         self.best, self.best_logits = x.clone(), clean_logits.clone()
         # Misclassified without an attack: nothing to break, whatever `stop` says.
         self.wrong_clean = clean_logits.argmax(dim=1) != y
@@ -213,8 +213,8 @@ class Search:
             look: as of `submit`.
         Returns `state` without the samples that are now done.
         """
-        # Elsewhere than on the CPU the question would wait for the answer, and what changes nothing may as well be submitted.
-        if (self._longest == 1 or self._looks_twice) and not bool(rows.any()):
+        # Where looks are rare, this question would be one; what changes nothing may as well be submitted.
+        if self._longest == 1 and not bool(rows.any()):
             return state
         index = self._index
         if self._inference is not None and self._inference.fused:
@@ -337,13 +337,14 @@ class Search:
     @property
     def gathers(self) -> bool:
         """Whether an attack of many cheap queries may gather what it breaks until a look is `due`, and submit it then."""
-        return self._longest > 1 and self.stop == "broken" and not self._looks_twice
+        return self._longest > 1 and self.stop == "broken"
 
     def due(self) -> bool:
         """Whether it is time for a look at which samples are broken, to be called once for each submission.
 
-        On the CPU always. Elsewhere after 1, 2, 4 and then every 8 submissions, and from the start again where one has found
-        something: while samples break, those that are done are worth a wait.
+        On the CPU always, and where apparent breaks are asked about anyway (lower precision, several draws). Elsewhere after 1,
+        2, 4 and then every 8 submissions, and from the start again where one has found something: while samples break, those
+        that are done are worth a wait.
         """
         self._since += 1
         if self._since < self._wait:
