@@ -28,6 +28,7 @@ from defenses.recipe import Recipe
 from defenses.runtime import Runtime
 from defenses.validation import Alarm, measure_energies, validate
 from robustbench_ext.data.base import Dataset, Split
+from robustbench_ext.device import float32
 from robustbench_ext.errors import ConfigError, RobustBenchExtError
 from robustbench_ext.files import seal, write_atomically
 from robustbench_ext.fingerprint import key_of
@@ -160,7 +161,8 @@ def train(
                 f"Give another --out, or remove the folder."
             )
         return out
-    with _determinism(recipe.deterministic):
+    # One key, one kind of numbers: on a GPU PyTorch's own default would train with TF32 convolutions.
+    with float32(), _determinism(recipe.deterministic):
         run = _Training(defense, architecture, data, recipe, seed, runtime, key, out, checkpoint_seconds)
         run.resume()
         while not run.is_over:

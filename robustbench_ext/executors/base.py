@@ -85,6 +85,10 @@ def make_executor(
             f"processes is --workers."
         )
     given = dict(options or {})
+    if kind not in CLUSTERS:
+        from robustbench_ext.device import current
+
+        current()  # a device that is not here is one error now, not one for each job
     count = workers or default_workers()
     if kind not in CLUSTERS:
         count = max(1, min(count, jobs))

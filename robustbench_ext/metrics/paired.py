@@ -153,7 +153,12 @@ def _bent(t: float, k: float) -> float:
 
 def _unbent(y: float, k: float) -> float:
     """Its inverse."""
-    return y if abs(k) < 1e-9 else float(np.cbrt(1 + 3 * k * (y - k / 2)) - 1) / k
+    if abs(k) < 1e-9:
+        return y
+    inside = 3 * k * (y - k / 2)
+    # The difference of two numbers near 1, divided by a small k, would lose most of its digits.
+    root = np.expm1(np.log1p(inside) / 3) if inside > -1 else np.cbrt(1 + inside) - 1
+    return float(root) / k
 
 
 def widened(
