@@ -66,5 +66,6 @@ def false_alarms(scores: Mapping[str, Scores]) -> Iterator[Found]:
 def abstaining(scores: Mapping[str, np.ndarray], right: np.ndarray) -> Iterator[Found]:
     """Risk and coverage where the classifier answers the least suspicious samples first."""
     for probe, suspicion in scores.items():
-        yield probe, "aurc", selective.aurc(suspicion, ~right), {}
-        yield probe, "e_aurc", selective.excess_aurc(suspicion, ~right), {}
+        area, excess = selective.aurc_and_excess(suspicion, ~right)
+        yield probe, "aurc", area, {}
+        yield probe, "e_aurc", excess, {}

@@ -6,6 +6,8 @@ Tied scores are one threshold, so nothing depends on the order of samples.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.special import expit, logit, ndtri
@@ -16,6 +18,7 @@ from robustbench_ext.metrics.intervals import (
     clopper_pearson_all,
     hash_seed,
     resamples,
+    running_sums,
     simultaneous_level,
     wilson,
 )
@@ -94,61 +97,48 @@ def _newcombe(value: float, n0: int, n1: int, z: float) -> tuple[float, float]:
     return (min(low, value), 1.0) if value == 1.0 else (0.0, max(high, value)) if value == 0.0 else (low, high)
 
 
-class _Thresholds:
-    """Counts of both groups at or above each distinct score, for one or many weightings at once."""
+@dataclass(frozen=True)
+class _Cuts:
+    """Where thresholds cut the sorted scores of both groups, as numbers of samples below.
 
-    def __init__(self, clean: np.ndarray, unknown: np.ndarray) -> None:
-        scores = np.concatenate([clean, unknown])
-        self._n0 = len(clean)
-        self._order = np.argsort(-scores, kind="stable")
-        ordered = scores[self._order]
-        self._ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-        self._is_unknown = self._order >= self._n0
+    Attributes:
+        unknown: at each distinct score of an unknown sample: unknown ones below, unknown ones not above, clean ones below.
+        clean: at each distinct score of a clean sample: clean ones below, clean ones not above, unknown ones not above.
+    """
 
-    def cumulative(self, w0: np.ndarray, w1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weighted counts (r, G) of clean and unknown samples with score >= the g-th largest distinct score."""
-        both = np.concatenate([w0, w1], axis=1)[:, self._order]
-        unknown = np.cumsum(np.where(self._is_unknown, both, 0.0), axis=1)[:, self._ends]
-        return np.cumsum(both, axis=1)[:, self._ends] - unknown, unknown
+    unknown: tuple[np.ndarray, np.ndarray, np.ndarray]
+    clean: tuple[np.ndarray, np.ndarray, np.ndarray]
 
+    @classmethod
+    def of(cls, clean: np.ndarray, unknown: np.ndarray) -> _Cuts:
+        """Of sorted scores."""
 
-def _average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """sum_k (R_k - R_{k-1}) P_k from cumulative counts (r, G), most positive first."""
-    precision = positives / np.maximum(positives + negatives, 1e-300)
-    recall = positives / positives[:, -1:]
-    return np.asarray((np.diff(recall, axis=1, prepend=0.0) * precision).sum(axis=1))
+        def cut(own: np.ndarray, other: np.ndarray, side: Literal["left", "right"]) -> tuple[np.ndarray, ...]:
+            at = own[np.append(True, own[1:] != own[:-1])]
+            return np.searchsorted(own, at, "left"), np.searchsorted(own, at, "right"), np.searchsorted(other, at, side)
+
+        return cls(cut(unknown, clean, "left"), cut(clean, unknown, "right"))  # type: ignore[arg-type]
 
 
-def _from_below(counts: np.ndarray) -> np.ndarray:
-    """Counts at or below each distinct score, lowest first, from counts at or above, highest first."""
-    total = counts[:, -1:]
-    below = total - np.concatenate([np.zeros_like(total), counts[:, :-1]], axis=1)
-    return np.asarray(below[:, ::-1])
+def _from_counts(zeros: np.ndarray, ones: np.ndarray, cuts: _Cuts) -> np.ndarray:
+    """AUPR-out, AUPR-in, FPR@95 and detection accuracy (4, r) from running counts of the sorted clean samples (n0 + 1, r), the
+    first 0, and of the unknown ones (n1 + 1, r).
 
-
-def _fpr(clean: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """Share of unknown samples at or below the lowest threshold that keeps >= 95 % of the clean ones."""
-    below0, below1 = _from_below(clean), _from_below(unknown)
-    first = np.argmax(below0 >= TPR * below0[:, -1:] - 1e-9, axis=1)[:, None]
-    return np.asarray((np.take_along_axis(below1, first, axis=1) / below1[:, -1:])[:, 0])
-
-
-def _detection_accuracy(clean: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """Max over thresholds of (detected unknown + accepted clean) / 2, from counts at or above each distinct score."""
-    gain = unknown / unknown[:, -1:] - clean / clean[:, -1:]
-    return np.asarray(0.5 + 0.5 * np.maximum(gain.max(axis=1), 0.0))
-
-
-def _from_counts(zeros: np.ndarray, ones: np.ndarray) -> np.ndarray:
-    """AUPR-out, AUPR-in, FPR@95 and detection accuracy (4, r) from counts (r, G) at or above each distinct score."""
-    return np.stack(
-        [
-            _average_precision(ones, zeros),
-            _average_precision(_from_below(zeros), _from_below(ones)),
-            _fpr(zeros, ones),
-            _detection_accuracy(zeros, ones),
-        ]
-    )
+    Precision counts where its recall grows, so that thresholds at the positives' own scores are enough. At least 95 % of the
+    clean samples are first kept at a clean one's score; the best accuracy is at an unknown one's.
+    """
+    all0, all1 = zeros[-1], ones[-1]
+    below, upto, others = cuts.unknown
+    detected, alarms = all1 - ones[below], all0 - zeros[others]
+    gains = ones[upto] - ones[below]
+    aupr_out = (gains * detected / np.maximum(detected + alarms, 1e-300)).sum(axis=0) / all1
+    best = (detected / all1 - alarms / all0).max(axis=0)
+    below, upto, others = cuts.clean
+    kept, missed = zeros[upto], ones[others]
+    aupr_in = ((kept - zeros[below]) * kept / np.maximum(kept + missed, 1e-300)).sum(axis=0) / all0
+    first = (kept < TPR * all0 - 1e-9).sum(axis=0)[None]
+    fpr = np.take_along_axis(missed, first, axis=0)[0] / all1
+    return np.stack([aupr_out, aupr_in, fpr, 0.5 + 0.5 * np.maximum(best, 0.0)])
 
 
 def _resampled_cells(clean: np.ndarray, unknown: np.ndarray) -> np.ndarray:
@@ -164,13 +154,16 @@ def _resampled_cells(clean: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     levels = np.concatenate([even, near[(near > 0) & (near < 1)]])
     edges = np.unique(np.concatenate([_at(clean, levels), _at(unknown, even)]))
     cells = [np.bincount(np.searchsorted(edges, s, side="left"), minlength=len(edges)) for s in (clean, unknown)]
+    every = np.arange(len(edges))
+    cuts = _Cuts((every, every + 1, every), (every, every + 1, every + 1))
     rng = np.random.Generator(np.random.Philox(hash_seed(0, 0, 249)))
     values = []
     for start in range(0, REPEATS, _AT_ONCE):
         repeats = min(_AT_ONCE, REPEATS - start)
-        drawn = [rng.multinomial(count.sum(), count / count.sum(), size=repeats) for count in cells]
-        values.append(_from_counts(*(np.cumsum(counts[:, ::-1], axis=1, dtype=np.float64) for counts in drawn)))
-    as_is = _from_counts(*(np.cumsum(count[None, ::-1], axis=1, dtype=np.float64) for count in cells))
+        zeros, ones = (rng.multinomial(count.sum(), count / count.sum(), size=repeats).T for count in cells)
+        values.append(_from_counts(running_sums(zeros), running_sums(ones), cuts))
+    zeros, ones = (running_sums(count[:, None]) for count in cells)
+    as_is = _from_counts(zeros, ones, cuts)
     return np.asarray(np.concatenate(values, axis=1) - as_is)
 
 
@@ -193,10 +186,11 @@ def threshold_metrics(clean: np.ndarray, unknown: np.ndarray) -> dict[str, Estim
         return dict.fromkeys(THRESHOLD_METRICS, Estimate.undefined(0, "no unknown inputs (no attack succeeded)"))
     require("detection clean", scores=clean)
     require("detection unknown", scores=unknown)
-    counts = _Thresholds(clean, unknown)
+    order0, order1 = np.argsort(clean, kind="stable"), np.argsort(unknown, kind="stable")
+    cuts = _Cuts.of(clean[order0], unknown[order1])
 
     def all_of_them(w0: np.ndarray, w1: np.ndarray) -> np.ndarray:
-        return _from_counts(*counts.cumulative(w0, w1))
+        return _from_counts(running_sums(w0.T[order0]), running_sums(w1.T[order1]), cuts)
 
     sizes = (len(clean), len(unknown))
     point = all_of_them(np.ones((1, sizes[0])), np.ones((1, sizes[1])))[:, 0]
@@ -233,8 +227,8 @@ def roc_curve(clean: np.ndarray, unknown: np.ndarray, points: int = 101) -> tupl
 
 def _corners(clean: np.ndarray, unknown: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
     """Counts of both groups at or above thresholds, from none to all; thinned to about `points` of them."""
-    zeros, ones = _Thresholds(clean, unknown).cumulative(np.ones((1, len(clean))), np.ones((1, len(unknown))))
-    zeros, ones = np.append(0.0, zeros[0]), np.append(0.0, ones[0])
+    at = np.unique(np.concatenate([clean, unknown]))[::-1]
+    zeros, ones = (np.append(0.0, len(s) - np.searchsorted(np.sort(s), at, "left")) for s in (clean, unknown))
     if len(zeros) > points:
         # Keep the points nearest to equal steps of arc length, so that steep and flat parts are drawn alike.
         along = zeros / len(clean) + ones / len(unknown)

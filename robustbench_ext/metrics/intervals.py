@@ -90,15 +90,33 @@ def proportion(successes: np.ndarray, level: float = LEVEL) -> Estimate:
 
 
 def _weights(n: int, repeats: int, seed: int) -> np.ndarray:
-    """How often each of n samples is drawn in each of `repeats` resamples of size n: (repeats, n) float64."""
+    """How often each of n samples is drawn in each of `repeats` resamples of size n: (repeats, n) float64.
+
+    A sample's weights lie side by side in memory, so that statistics of ranks can take `weights.T` sample by sample.
+    """
     rng = np.random.Generator(np.random.Philox(seed))
-    weights = np.empty((repeats, n))
+    weights: np.ndarray = np.empty((n, repeats)).T
     rows = max(1, _DRAWN // n)
     for start in range(0, repeats, rows):
         count = min(rows, repeats - start)
         drawn = rng.integers(0, n, size=(count, n)) + np.arange(count)[:, None] * n
         weights[start : start + count] = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
     return weights
+
+
+def running_sums(rows: np.ndarray) -> np.ndarray:
+    """Sums of the first 0, 1, ..., n rows of (n, r): (n + 1, r) float64.
+
+    Row by row: adding whole rows is several times faster than numpy's cumulative sum, which adds number by number.
+    """
+    sums = np.empty((len(rows) + 1, rows.shape[1]))
+    sums[0] = 0.0
+    if rows.shape[1] == 1:
+        np.cumsum(rows[:, 0], out=sums[1:, 0])
+        return sums
+    for i, row in enumerate(rows):
+        np.add(sums[i], row, out=sums[i + 1])
+    return sums
 
 
 @lru_cache(maxsize=8)

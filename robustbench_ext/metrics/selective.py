@@ -18,8 +18,8 @@ import numpy as np
 
 from robustbench_ext.errors import DataError
 from robustbench_ext.metrics.estimate import LEVEL, Estimate, require
-from robustbench_ext.metrics.intervals import bootstrap, clopper_pearson_all, simultaneous_level
-from robustbench_ext.metrics.resampling import LIMIT, of_ranks, over_batches
+from robustbench_ext.metrics.intervals import clopper_pearson_all, resamples, running_sums, simultaneous_level
+from robustbench_ext.metrics.resampling import LIMIT, of_ranks, over_batches, percentile
 
 _EDGE = 0.05  # how far around a coverage, in samples over N, its edge is taken to reach
 
@@ -37,13 +37,13 @@ class _Blocks:
         self._errors = errors[order].astype(np.float64)
 
     def expected(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (r, N), in order, and each sample's expected error: the mean of its block."""
-        w = weights[:, self.order]
+        """Weights (r, N) as (N, r), in order, and each sample's expected error, (N, 1) or (N, r): the mean of its block."""
+        w = weights.T[self.order]
         if len(self._first) == len(self.order):
-            return w, np.broadcast_to(self._errors, w.shape)
-        mass = np.add.reduceat(w, self._first, axis=1)
-        mean = np.add.reduceat(w * self._errors, self._first, axis=1) / np.maximum(mass, 1e-300)
-        return w, np.repeat(mean, self._sizes, axis=1)
+            return w, self._errors[:, None]
+        mass = np.add.reduceat(w, self._first, axis=0)
+        mean = np.add.reduceat(w * self._errors[:, None], self._first, axis=0) / np.maximum(mass, 1e-300)
+        return w, np.repeat(mean, self._sizes, axis=0)
 
 
 def _aurc(blocks: _Blocks, weights: np.ndarray) -> np.ndarray:
@@ -52,10 +52,10 @@ def _aurc(blocks: _Blocks, weights: np.ndarray) -> np.ndarray:
     The copies' mean risk is taken at their middle, which is exact for w = 1.
     """
     w, error = blocks.expected(weights)
-    coverage, errors = np.cumsum(w, axis=1), np.cumsum(w * error, axis=1)
+    coverage, errors = running_sums(w)[1:], running_sums(w * error)[1:]
     half = (w - 1) / 2
     risk = (errors - half * error) / (coverage - half)
-    return np.asarray((w * risk).sum(axis=1) / coverage[:, -1])
+    return np.asarray((w * risk).sum(axis=0) / coverage[-1])
 
 
 def best_aurc(n: int, k: float) -> float:
@@ -69,54 +69,55 @@ def best_aurc(n: int, k: float) -> float:
 
 
 def aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
-    """Area under the risk-coverage curve, with a bootstrap interval over samples; above `resampling.LIMIT` of them Student's
-    over random batches.
+    """Area under the risk-coverage curve; see `aurc_and_excess`."""
+    return aurc_and_excess(scores, errors)[0]
+
+
+def excess_aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
+    """AURC minus the best possible with as many errors: 0 is a perfect order; see `aurc_and_excess`."""
+    return aurc_and_excess(scores, errors)[1]
+
+
+def aurc_and_excess(scores: np.ndarray, errors: np.ndarray) -> tuple[Estimate, Estimate]:
+    """AURC and E-AURC from the same resamples, each with a bootstrap interval over samples; above `resampling.LIMIT` of them
+    Student's over random batches.
 
     Args:
         scores: (N,), higher = less to be trusted; errors: bool (N,), where the classifier is wrong.
     """
     blocks = _Blocks(scores, errors)
-    n = len(scores)
-    value = float(_aurc(blocks, np.ones((1, n)))[0])
+    n, flags = len(scores), errors.astype(np.float64)
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
+
+    def both(weights: np.ndarray) -> np.ndarray:
+        found, k = _aurc(blocks, weights), weights @ flags
+        right = np.rint(n - k).astype(np.int64)
+        # sum_{i=N-k+1}^{N} (1 - (N-k)/i) = k - (N-k)(H_N - H_{N-k})
+        return np.stack([found, found - (k - (n - k) * (harmonic[n] - harmonic[right])) / n])
+
+    values = both(np.ones((1, n)))[:, 0]
     if n <= LIMIT:
-        return bootstrap(value, lambda w: _aurc(blocks, w), (n,), n)
+        drawn = np.concatenate([both(w) for (w,) in resamples((n,))], axis=1)
+        first, second = (percentile(float(v), d, n) for v, d in zip(values, drawn, strict=True))
+        return first, second
 
     def alone(part: np.ndarray) -> float:
         return float(_aurc(_Blocks(scores[part], errors[part]), np.ones((1, len(part))))[0])
 
-    return over_batches(value, alone, n, lower=0.0, upper=1.0)
+    def excess(part: np.ndarray) -> float:
+        return alone(part) - best_aurc(len(part), int(np.count_nonzero(errors[part])))
 
-
-def excess_aurc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
-    """AURC minus the best possible with as many errors: 0 is a perfect order. The interval is made as AURC's."""
-    blocks = _Blocks(scores, errors)
-    n, flags = len(scores), errors.astype(np.float64)
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
-
-    def excess(weights: np.ndarray) -> np.ndarray:
-        k = weights @ flags
-        right = np.rint(n - k).astype(np.int64)
-        # sum_{i=N-k+1}^{N} (1 - (N-k)/i) = k - (N-k)(H_N - H_{N-k})
-        return np.asarray(_aurc(blocks, weights) - (k - (n - k) * (harmonic[n] - harmonic[right])) / n)
-
-    value = float(excess(np.ones((1, n)))[0])
-    if n <= LIMIT:
-        return bootstrap(value, excess, (n,), n)
-
-    def alone(part: np.ndarray) -> float:
-        m, wrong = len(part), errors[part]
-        return float(_aurc(_Blocks(scores[part], wrong), np.ones((1, m)))[0]) - best_aurc(
-            m, int(np.count_nonzero(wrong))
-        )
-
-    return over_batches(value, alone, n, lower=0.0, upper=1.0)
+    return (
+        over_batches(float(values[0]), alone, n, lower=0.0, upper=1.0),
+        over_batches(float(values[1]), excess, n, lower=0.0, upper=1.0),
+    )
 
 
 def _augrc(blocks: _Blocks, weights: np.ndarray) -> np.ndarray:
     """AUGRC (r,) under integer weights (r, N), exact: w copies of equal score take the expectation over their orders."""
     w, error = blocks.expected(weights)
-    errors = np.cumsum(w * error, axis=1)
-    return np.asarray((w * (errors - (w - 1) / 2 * error)).sum(axis=1) / w.sum(axis=1) ** 2)
+    errors = running_sums(w * error)[1:]
+    return np.asarray((w * (errors - (w - 1) / 2 * error)).sum(axis=0) / w.sum(axis=0) ** 2)
 
 
 def augrc(scores: np.ndarray, errors: np.ndarray) -> Estimate:
@@ -181,7 +182,7 @@ def _curve(scores: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Coverage i/N and risk R_i, each (N,)."""
     _, error = _Blocks(scores, errors).expected(np.ones((1, len(scores))))
     count = np.arange(1, len(scores) + 1)
-    return count / len(scores), np.cumsum(error[0]) / count
+    return count / len(scores), np.cumsum(error[:, 0]) / count
 
 
 def risk_coverage(scores: np.ndarray, errors: np.ndarray, points: int = 101) -> tuple[np.ndarray, np.ndarray]:
