@@ -6,6 +6,7 @@ import matplotlib
 import pytest
 
 from reports import figures, pairs, tables
+from reports.figures import drawing
 from reports.html import render_html
 from reports.spotlight import MOST, ahead, spotlight
 from reports.summary import summary
@@ -256,10 +257,10 @@ class TestFigures:
     def test_hostile_names_are_short_and_clean(self):
         results = big_run(models=2, severities=(5,), classes=2, corruptions=1, budgets=3, hostile=True)
         for name in (*HOSTILE, "a\nb", "\x00"):
-            assert len(figures._named(name)) <= figures.LONGEST
-            assert figures._named(name).isprintable()
+            assert len(drawing.short_name(name)) <= drawing.LONGEST
+            assert drawing.short_name(name).isprintable()
         labels = [t.get_text() for t in figures.tradeoffs(results).get_legend().get_texts()]
-        assert all(len(label) <= figures.LONGEST for label in labels)
+        assert all(len(label) <= drawing.LONGEST for label in labels)
 
 
 def test_svg_is_rounded_in_tags_and_not_in_text():

@@ -9,6 +9,7 @@ import pytest
 
 from reports import figures, tables
 from reports import uncertainty_tables as made
+from reports.figures import drawing
 from reports.html import render_html
 from reports.markdown import render_markdown
 from robustbench_ext.measure import metric_table
@@ -293,5 +294,5 @@ class TestClassification:
         assert figures.sharpness(drawn, "x").has_data()
 
     def test_a_series_is_never_drawn_like_another(self):
-        styles = [tuple(map(str, figures._style(i).values())) for i in range(12)]
+        styles = [tuple(map(str, drawing.series_style(i).values())) for i in range(12)]
         assert len(set(styles)) == 12
