@@ -49,26 +49,44 @@ class BatchSizes:
         Raises:
             RobustBenchExtError: a single input does not fit, or the batch size may not be changed.
         """
-        size, halved = self.of(who), None
-        while True:
-            failed = _try(compute, size)
-            if not isinstance(failed, _Short):
-                return failed, halved
-            # The exception is gone by now, and with it the frames that held on to the memory.
-            gc.collect()
-            empty_cache()
-            if not may_halve:
-                raise RobustBenchExtError(
-                    f"out of memory with {size} inputs at a time ({failed.message}), and this condition's results depend on "
-                    f"the composition of its batches. Give the suite a smaller batch_size: --set batch_size={max(1, size // 2)}"
-                )
-            if size == 1:
-                raise RobustBenchExtError(
-                    f"out of memory with a single input: {failed.message}. Use a device with more memory."
-                )
-            size = halved = size // 2
-            note = json.dumps({"who": who, "fits": size, "wanted": self.wanted})
-            write_atomically(self._path(who), lambda file, text=note: file.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        size = self.of(who)
+        found, fits = fitting(compute, size, may_halve, lambda smaller: self.note(who, smaller))
+        return found, None if fits == size else fits
+
+    def note(self, who: str, size: int) -> None:
+        """Remember that no more than `size` inputs fit, where that is news."""
+        if size < self.of(who):
+            text = json.dumps({"who": who, "fits": size, "wanted": self.wanted})
+            write_atomically(self._path(who), lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def fitting(
+    compute: Callable[[int], T], size: int, may_halve: bool = True, halved: Callable[[int], None] = lambda size: None
+) -> tuple[T, int]:
+    """`compute(size)`, with half the size whenever memory runs out; what it gives, and the size that fitted.
+
+    Args:
+        may_halve: see `BatchSizes.fitting`, also for what is raised.
+        halved: told each smaller size before it is tried.
+    """
+    while True:
+        failed = _try(compute, size)
+        if not isinstance(failed, _Short):
+            return failed, size
+        # The exception is gone by now, and with it the frames that held on to the memory.
+        gc.collect()
+        empty_cache()
+        if not may_halve:
+            raise RobustBenchExtError(
+                f"out of memory with {size} inputs at a time ({failed.message}), and this condition's results depend on "
+                f"the composition of its batches. Give the suite a smaller batch_size: --set batch_size={max(1, size // 2)}"
+            )
+        if size == 1:
+            raise RobustBenchExtError(
+                f"out of memory with a single input: {failed.message}. Use a device with more memory."
+            )
+        size //= 2
+        halved(size)
 
 
 class _Short:

@@ -2,24 +2,22 @@
 
 Naming one runs its code, by the user's own words, as a model's factory does. It keeps what a method of ours keeps: it is of
 the right class, its label cannot be mistaken for a registered method's, and it is part of every key. For that its `version`
-gets the hash of the source files of its class and of its bases, so an edited method is computed again. Code in other files
-that those call is not followed: raise `version` when it changes.
+gets the hash of the source files of its class and of its bases, and of the modules beside a named file that its import
+statements lead to, so an edited method is computed again. Code elsewhere is not followed: raise `version` when it changes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import inspect
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from robustbench_ext.errors import ConfigError, unknown_name
+from robustbench_ext.errors import ConfigError
+from robustbench_ext.named_code import followed, load_named, split_named
 
 HASH_DIGITS = 12
 ORIGIN = "origin"  # attribute of a method of one's own: how it was named first
@@ -32,8 +30,8 @@ def is_own(name: str) -> bool:
     >>> is_own("mine/attack.py:Mine"), is_own("mine.attacks:Mine"), is_own("json:dumps"), is_own("npz:data.npz"), is_own("pgd")
     (True, True, True, False, False)
     """
-    where, colon, attribute = name.rpartition(":")
-    if not colon or not attribute.isidentifier():
+    where, attribute = split_named(name)
+    if not attribute.isidentifier():
         return False
     if where.endswith(".py") or not all(part.isidentifier() for part in where.split(".")):
         return where.endswith(".py")
@@ -45,29 +43,6 @@ def _is_module(name: str) -> bool:
     if name in sys.modules or Path(f"{name}.py").is_file() or Path(name, "__init__.py").is_file():
         return True
     return importlib.util.find_spec(name) is not None
-
-
-def load_named(spec: str, what: str) -> Any:
-    """What stands in a file or a module under a name, as it is.
-
-    Args:
-        spec: `file.py:Name`, relative to the working directory, or `pkg.module:Name`.
-        what: what it is to be, for messages: "attack".
-
-    Raises:
-        ConfigError: no such file, module or name, or importing it fails.
-    """
-    where, _, attribute = spec.rpartition(":")
-    try:
-        python = _from_file(where, f"{what} '{spec}'") if where.endswith(".py") else _from_module(where)
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever the user's file raises
-        raise ConfigError(f"{what} '{spec}': importing {where} failed with {type(error).__name__}: {error}") from error
-    if not hasattr(python, attribute):
-        here = [n for n, thing in vars(python).items() if getattr(thing, "__module__", None) == python.__name__]
-        raise ConfigError(f"{what} '{spec}': {unknown_name(f'name in {where}', attribute, here)}")
-    return getattr(python, attribute)
 
 
 def load_own(spec: str, what: str, expected: Any, known: Iterable[str] = ()) -> Any:
@@ -120,7 +95,9 @@ def mark(thing: Any, spec: str) -> None:
 
 
 def source_hash(thing: Any) -> str:
-    """A hash of the source files of a class and its bases, or of a function; ours and torch's are left out.
+    """A hash of the source files of a class and its bases, or of a function, and of what they import from beside themselves.
+
+    Ours and torch's are left out.
 
     Raises:
         ConfigError: a class that was not read from a file.
@@ -128,42 +105,17 @@ def source_hash(thing: Any) -> str:
     parts = [
         part for part in getattr(thing, "__mro__", (thing,)) if part.__module__.partition(".")[0] not in _NOT_FOLLOWED
     ]
-    digest = hashlib.sha256()
+    digest, files, beside = hashlib.sha256(), set[Path](), set[Path]()
     for part in parts or [thing]:
         try:
-            digest.update(Path(inspect.getfile(part)).read_bytes())
+            files.add(file := Path(inspect.getfile(part)))
+            digest.update(file.read_bytes())
+            beside |= set(followed(part))
         except (TypeError, OSError) as error:
             raise ConfigError(
                 f"{part.__module__}.{part.__qualname__} was not read from a file, so results cannot be kept under its source. "
                 f"Write it into a file, and name that: file.py:{part.__qualname__}"
             ) from error
+    for file in sorted(beside - files):
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:HASH_DIGITS]
-
-
-def _from_file(where: str, who: str) -> ModuleType:
-    file = Path(where).expanduser().resolve()
-    if not file.is_file():
-        raise ConfigError(f"{who}: there is no file {file}. Relative paths begin where the command runs, {Path.cwd()}")
-    # Named by its content: an edited file is another module, and two files of one name do not meet.
-    name = f"_rbx_{hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:HASH_DIGITS]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{who}: {file} cannot be imported")
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # it may import its neighbours; last, so that it hides nothing
-    python = importlib.util.module_from_spec(spec)
-    sys.modules[name] = python  # dataclasses look there
-    try:
-        spec.loader.exec_module(python)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return python
-
-
-def _from_module(where: str) -> ModuleType:
-    if os.getcwd() not in sys.path:  # noqa: PTH109 - the string is what sys.path holds
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    return importlib.import_module(where)

@@ -7,8 +7,9 @@
     top2.higher_is_better = True
 
 The mean over samples is reported, of every model under every condition in which each sample has a label and logits of its own,
-with Wilson's interval where the numbers are yes or no (bool), otherwise with that of the bootstrap. Records are no part of a
-metric, so an edited one costs no pass through a model.
+with Wilson's interval where the numbers are yes or no (bool), otherwise with that of the bootstrap, and models are compared in
+it like in others. Records are no part of a metric, so an edited one costs no pass through a model; the numbers are kept beside
+them, so that comparing finished runs runs none of this code.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import torch
 from torch import Tensor
 
 from robustbench_ext.errors import ConfigError
+from robustbench_ext.evaluate import Context
 from robustbench_ext.measured import Columns, Measured, row, rows
 from robustbench_ext.metrics import METRICS, Estimate, MetricInfo
 from robustbench_ext.metrics.blocks import each
 from robustbench_ext.metrics.classification import accuracy
 from robustbench_ext.metrics.resampling import resampled_mean
-from robustbench_ext.own import is_own, load_named, mark
+from robustbench_ext.named_code import load_named
+from robustbench_ext.own import is_own, mark
 from robustbench_ext.probes import CLASSIFIER
 
 TRIED = 4  # samples on which a metric is tried before the run
@@ -108,13 +111,16 @@ def _tried(function: Any, spec: str, definition: str, classes: int) -> OwnMetric
     return OwnMetric(function.name, spec, function.version, info, function)
 
 
-def measure_own(out: Measured, metrics: Sequence[OwnMetric], model: str, condition: str, columns: Columns) -> None:
-    """Add a row for each metric; one that fails here is undefined, and says why."""
-    for metric in metrics:
+def measure_own(out: Measured, context: Context, model: str, condition: str, columns: Columns) -> None:
+    """Add a row for each metric, and keep its values for comparisons; one that fails here is undefined, and says why."""
+    for metric in context.metrics:
         n = len(columns["label"])
         try:
             (values,) = each(lambda z, y, m=metric: (m.values(z, y),), rows(columns, "logits"), columns["label"])
             estimate = accuracy(values) if values.dtype == np.bool_ else resampled_mean(values)
+            if not context.store.has(key := context.metric_key(model, condition, metric)):
+                meta = {"what": f"{model} · {condition} · {metric.name}", "origin": metric.origin}
+                context.store.save(key, {"value": values}, meta)
         except ConfigError as error:
             estimate = Estimate.undefined(n, str(error))
         out.rows.append(row(model, condition, CLASSIFIER, metric.name, estimate))

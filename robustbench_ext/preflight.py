@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from robustbench_ext.checks import Check, Status, verdict
 from robustbench_ext.data.base import Split
 from robustbench_ext.errors import RobustBenchExtError
 from robustbench_ext.gradient_checks import check_gradients, check_huge_budget, check_layers, graph_nodes
-from robustbench_ext.models.black_box import CLIP, is_black_box
+from robustbench_ext.models.black_box import CLIP, FLAT, is_black_box
 from robustbench_ext.models.contract import (
     check_images,
     check_labels,
@@ -32,7 +31,9 @@ from robustbench_ext.models.contract import (
 )
 from robustbench_ext.models.wrap import Normalized
 
-PREFLIGHT_VERSION = 4
+PREFLIGHT_VERSION = 5
+SAMPLES = 64
+CHANCE = 0.01  # level of the test against guessing: so often a model that guesses is taken for one that does not
 # That a model has no gradients is no defect of it, and yet what its numbers must be read with.
 _BLACK_BOX = Check(
     "gradients",
@@ -43,12 +44,16 @@ _BLACK_BOX = Check(
 )
 
 
-def preflight(model: nn.Module, split: Split, n: int = 64, seed: int = 0) -> list[Check]:
+def preflight(model: nn.Module, split: Split, n: int = SAMPLES, seed: int = 0) -> list[Check]:
     """Check a model against the first n samples of a split.
 
     Order matters: once the data or the outputs break the contract, the checks that need them are left out.
 
     Cost: about twenty forward passes and two backward passes of n samples; at most 42 and 40 of 16 samples.
+
+    Raises:
+        torch.OutOfMemoryError: n samples do not fit, which is not the model's fault; or what else `device.is_out_of_memory`
+            knows.
     """
     x, y = split.images(slice(0, n)), torch.from_numpy(split.labels[:n])
     checks: list[Check] = []
@@ -62,6 +67,8 @@ def preflight(model: nn.Module, split: Split, n: int = 64, seed: int = 0) -> lis
             Exception,
             SystemExit,
         ) as error:  # the model is foreign code: whatever it raises is a finding, not a crash
+            if devices.is_out_of_memory(error):
+                raise
             checks.append(Check(name, "fail", f"the model raised {type(error).__name__}: {error}", hint))
         return checks[-1].status != "fail"
 
@@ -90,8 +97,11 @@ def preflight(model: nn.Module, split: Split, n: int = 64, seed: int = 0) -> lis
             checks.append(_BLACK_BOX)
         else:
             attempt("gradients", "", lambda: check_gradients(model, x, y))
-            with suppress(Exception, SystemExit):  # where there is no graph, the gradients' check has said so
+            try:
                 nodes = graph_nodes(model, x)
+            except (Exception, SystemExit) as error:  # where there is no graph, the gradients' check has said so
+                if devices.is_out_of_memory(error):
+                    raise
             attempt("layers", "", lambda: check_layers(model, nodes))
     if not any(c.name == "logits" and c.status == "fail" for c in checks):
         ids, classes = split.ids[:n], logits.shape[1]
@@ -236,7 +246,7 @@ def _logits(logits: Tensor, blind: bool) -> Check:
             else "Remove the last softmax: it hides gradients from attacks, and energies and calibration need logits.",
         )
     normaliser = torch.logsumexp(logits.double(), dim=1)
-    if float(normaliser.abs().max()) < max(1e-4, logits.shape[1] * CLIP):
+    if float(normaliser.abs().max()) < max(FLAT, logits.shape[1] * CLIP):
         remedy = "Take msp or entropy to detect with." if blind else "Return the raw logits."
         return Check(
             "logits",
@@ -286,13 +296,23 @@ def _batches(model: nn.Module, x: Tensor, logits: Tensor) -> Check:
 
 
 def _accuracy(logits: Tensor, y: Tensor) -> Check:
+    """Exact binomial test, one-sided, against the better of two guesses: any class, and always the most frequent one here."""
     right, n, k = int((logits.argmax(1) == y).sum()), len(y), logits.shape[1]
     message = f"{right} of {n} samples correct"
-    if right / n <= 1.5 / k:
+    seen = torch.bincount(y.cpu())
+    often = int(seen.max()) if int((seen > 0).sum()) > 1 else 0  # one class alone says nothing of a constant answer
+    guess, chance = "any class", 1 / k
+    if often / n > chance:
+        guess, chance = f"always class {int(seen.argmax())}", often / n
+    if chance**n >= CHANCE:
+        return Check("accuracy", "pass", f"{message}, too few to tell a model from a guess")
+    p = float(bdtrc(right - 1, n, chance))
+    if p >= CHANCE:
         return Check(
             "accuracy",
             "doubt",
-            f"{message}: no better than chance (1 in {k})",
+            f"{message}: no better than guessing {guess} ({100 * chance:.3g} % right; exact binomial test, p = {p:.2g}, "
+            f"level {CHANCE:g})",
             "Untrained weights, a wrong normalisation (mean, std), a wrong class order or a wrong channel order?",
         )
     return Check("accuracy", "pass", message)

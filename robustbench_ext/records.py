@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,12 @@ class RecordStore:
         text = json.dumps({"key": key, **seal(file), **meta}, indent=1)
         write_atomically(note, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def load(self, key: str) -> dict[str, np.ndarray]:
+    def load(self, key: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """The columns of a record.
+
+        Args:
+            names: those that are wanted, which must be there; all of them by default. Of others nothing is read but their part
+                in the hash of the file.
 
         Raises:
             RobustBenchExtError: it is missing or damaged.
@@ -69,8 +73,8 @@ class RecordStore:
             )
         try:
             with np.load(self._paths(key)[0], allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+                return {name: archive[name] for name in (archive.files if names is None else names)}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RobustBenchExtError(f"record {key} cannot be read: {error}") from error
 
     def discard(self, key: str) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +34,9 @@ from robustbench_ext.data.stored import member as stored_member
 from robustbench_ext.data.stored import npy as stored_npy
 from robustbench_ext.errors import DataError
 from robustbench_ext.fingerprint import each_string, hash_strings
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 _LARGE = 1 << 26  # bytes from which images stay in their file
@@ -267,35 +273,47 @@ def _dataset(name: str, splits: dict[str, Split], classes: Any, source: str, not
 
 
 class FolderSplit(Split):
-    """Image files, read when they are asked for; all must have the size of the first (or `size`)."""
+    """Image files, read when they are asked for; all must have the size of the first, and be grey or colour as it is.
+
+    Ids are paths in NFC, so that a folder copied from a Mac, which writes an accent as a character of its own, keeps them.
+    """
+
+    upright = True  # whether images are turned as their EXIF data says
 
     def __init__(self, root: Path, files: list[Path], labels: np.ndarray) -> None:
         self._files = files
         self.labels = labels
-        self.ids = np.array([file.relative_to(root).as_posix() for file in files], dtype=np.str_)
+        self.ids = np.array([_nfc(file.relative_to(root).as_posix()) for file in files], dtype=np.str_)
+        if len({*self.ids.tolist()}) < len(files):
+            doubled = next(name for name, count in Counter(self.ids.tolist()).items() if count > 1)
+            raise DataError(
+                f"{root / doubled}: two files whose names are the same text in Unicode. Rename one of them."
+            )
         self._shape: tuple[int, ...] | None = None
+        self._first = ""
 
     def images(self, index: np.ndarray | slice) -> Tensor:
         chosen = np.arange(len(self._files))[index]
         return torch.stack([self._read(self._files[i]) for i in chosen]) if len(chosen) else torch.empty(0)
 
     def _read(self, file: Path) -> Tensor:
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(file) as image:
-                if image.mode.startswith("I;16"):
-                    array = np.asarray(image, dtype=np.float32) / 65535.0
-                elif image.mode in {"I", "F"}:
-                    raise DataError(f"{file}: mode {image.mode} has no fixed range; convert it to 8 or 16 bits first")
-                else:
-                    mode = "L" if image.mode in {"1", "L"} else "RGB"
-                    array = np.asarray(image.convert(mode), dtype=np.float32) / 255.0
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{file}: cannot be read as an image ({error}). Repair or remove the file.") from error
+        with opened(file, self.upright) as image:
+            kind = image.mode
+            if kind.startswith("I;16"):
+                array = np.asarray(image, dtype=np.float32) / 65535.0
+            elif kind in {"I", "F"}:
+                raise DataError(f"{file}: mode {kind} has no fixed range; convert it to 8 or 16 bits first")
+            else:
+                array = np.asarray(image.convert("L" if kind in {"1", "L"} else "RGB"), dtype=np.float32) / 255.0
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        said = f"{'grey' if len(array) == 1 else 'in colour'} (mode {kind})"
         if self._shape is None:
-            self._shape = array.shape
+            self._shape, self._first = array.shape, said
+        if array.shape[1:] == self._shape[1:] and array.shape != self._shape:
+            raise DataError(
+                f"{file}: the image is {said}, the first one is {self._first}. All images of a folder must be grey, or all in "
+                f"colour; convert them once, before the evaluation."
+            )
         if array.shape != self._shape:
             raise DataError(
                 f"{file}: shape (C, H, W) = {array.shape}, but the first image has {self._shape}. "
@@ -305,16 +323,59 @@ class FolderSplit(Split):
 
     @cached_property
     def _fingerprint(self) -> str:
-        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self._files]
+        digests = [_digest(file, self.upright) for file in self._files]
         return hash_strings([*digests, *self.ids.tolist(), *map(str, self.labels.tolist())])
 
     def fingerprint(self) -> str:
         return self._fingerprint
 
 
+_TURN = 0x0112  # the tag of EXIF that says how the camera was held
+_EXIF = (b"Exif", b"eXIf", b"EXIF", b"tiff:Orientation")  # in JPEG, PNG, WebP; in XMP
+
+
+@contextmanager
+def opened(file: Path, upright: bool) -> Iterator[Image.Image]:
+    """An image file; `upright`: turned as its EXIF data says, as every viewer shows it.
+
+    Raises:
+        DataError: it cannot be read, then or inside the block.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            yield ImageOps.exif_transpose(image) if upright and image.getexif().get(_TURN, 1) != 1 else image
+    # Pillow reports what is wrong inside a file in all of these ways.
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: cannot be read as an image ({error}). Repair or remove the file.") from error
+
+
+def _digest(file: Path, upright: bool) -> str:
+    """A hash of the file's bytes, and of how it is turned where it is: earlier versions read such an image as it lies."""
+    from PIL import Image
+
+    raw = file.read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    if not upright or not (raw[:2] in (b"II", b"MM") or any(mark in raw for mark in _EXIF)):
+        return digest
+    with suppress(OSError, ValueError, SyntaxError, EOFError), Image.open(io.BytesIO(raw)) as image:
+        if (turn := image.getexif().get(_TURN, 1)) in range(2, 9):
+            return f"{digest} turned {turn}"
+    return digest
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 def load_folder(path: str) -> Dataset:
     """`folder:PATH`: sub-folders named by class, each holding images; or `train/`, `test/` (and `calibration/` or
     `val/`) that each hold such sub-folders.
+
+    Images are turned as their EXIF data says. Grey ones (modes 1, L, 16 bits) have one channel, all others three; an alpha
+    channel is dropped, as torchvision's ImageFolder does: a model meets the colours that it was trained on, also where they are
+    not to be seen. A note says so where the first image has one. Paste such images onto a background to decide otherwise.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -322,20 +383,24 @@ def load_folder(path: str) -> Dataset:
     children = {child.name.lower(): child for child in sorted(root.iterdir()) if child.is_dir()}
     parts = {s: children[a] for s, aliases in _SPLIT_NAMES.items() for a in aliases if a in children}
     bases = parts or {"all": root}
-    classes = sorted({c.name for base in bases.values() for c in base.iterdir() if c.is_dir()})
+    folders = {name: {_nfc(c.name): c for c in base.iterdir() if c.is_dir()} for name, base in bases.items()}
+    classes = sorted({name for named in folders.values() for name in named})
     if not classes:
         raise DataError(
             f"folder:{path}: no class folders found. Expected {root}/CLASS/IMAGE or {root}/test/CLASS/IMAGE"
         )
     splits: dict[str, Split] = {}
+    notes: tuple[str, ...] = ()
     for name, base in bases.items():
-        files, labels = [], []
+        files, labels = list[Path](), list[int]()
         for k, label in enumerate(classes):
-            found = sorted(f for f in (base / label).glob("**/*") if f.suffix.lower() in _IMAGE_SUFFIXES)
+            inside = folders[name][label].glob("**/*") if label in folders[name] else ()
+            found = sorted((f for f in inside if f.suffix.lower() in _IMAGE_SUFFIXES), key=lambda f: Path(_nfc(str(f))))
             files += found
             labels += [k] * len(found)
         if not files:
             raise DataError(f"folder:{path}: {base} holds no images ({', '.join(sorted(_IMAGE_SUFFIXES))})")
+        notes = notes or _alpha_note(path, files[0])
         splits[name] = _ordered(FolderSplit(root, files, np.array(labels, dtype=np.int64)))
     if "all" in splits:
         whole, n = splits.pop("all"), 0
@@ -343,7 +408,14 @@ def load_folder(path: str) -> Dataset:
         a, b = round(0.6 * n), round(0.8 * n)
         ranges = {"train": (0, a), "calibration": (a, b), "test": (b, n)}
         splits = {name: Subset(whole, np.arange(*bounds)) for name, bounds in ranges.items()}
-    return _dataset(f"folder:{path}", _complete(splits, f"folder:{path}"), classes, str(root.resolve()))
+    return _dataset(f"folder:{path}", _complete(splits, f"folder:{path}"), classes, str(root.resolve()), notes)
+
+
+def _alpha_note(path: str, file: Path) -> tuple[str, ...]:
+    with opened(file, upright=False) as image:
+        clear = "A" in image.getbands() or "transparency" in image.info
+    said = f"folder:{path}: {file.name} has an alpha channel; those are dropped, colours are taken as they are"
+    return (said,) if clear else ()
 
 
 def load_torchvision(name: str) -> Dataset:

@@ -32,12 +32,15 @@ def file_name(name: str) -> str:
     """A file name for a test, readable, and different for different tests.
 
     >>> file_name("tests/test_model.py::test_linf")
-    'test_model.test_linf-0cf1.json'
+    'test_model.test_linf-6875.json'
     """
     path, _, rest = name.partition("::")
     readable = f"{Path(path).name.removesuffix('.py')}.{rest}" if rest else name
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", readable.replace("::", ".")).strip("-.")[:_LONGEST]
-    return f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:4]}.json"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", readable.replace("::", ".")).strip("-.")
+    digits = (
+        4 if len(slug) <= _LONGEST else 12
+    )  # of hundreds of long names that begin alike, two would share four digits
+    return f"{slug[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:digits]}.json"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import pytest
 
 from robustbench_ext.errors import RobustBenchExtError, unknown_name
 from robustbench_ext.gate.packages import own_packages
+from robustbench_ext.named_code import split_named, split_source
 from robustbench_ext.pytest_plugin import engine, require_torch
 
 STANDARD = "standard"
@@ -174,16 +175,18 @@ class ExpectationItem(_Item):
 
 def _beside(folder: Path, key: str, value: Any) -> Any:
     """Paths in a file are relative to it, where they are there."""
+    if isinstance(value, list):
+        return [_beside(folder, key, each) for each in value]
     if not isinstance(value, str):
         return value
-    if key == "model":
-        where, colon, attribute = value.partition(":")
-        file = folder / where
-        if (where.endswith(".py") or not colon) and file.exists():
-            return f"{file}{colon}{attribute}"
+    where, name = split_named(value)
+    if where.endswith(".py") and (folder / where).is_file():  # of a model, data, an attack, ... of one's own
+        return f"{folder / where}:{name}" if name else str(folder / where)
+    if key == "model" and not name and (folder / where).exists():
+        return str(folder / where)
     if key == "data":
-        source, colon, path = value.partition(":")
-        if source in _FILES and colon and (folder / path.partition("#")[0]).exists():
+        source, path = split_source(value)
+        if source in _FILES and (folder / path.partition("#")[0]).exists():
             return f"{source}:{folder / path}"
     if key in ("weights", "suite") and (folder / value).is_file():
         return str(folder / value)
@@ -221,10 +224,12 @@ class SuiteItem(_Item):
             return
         found = measured.metric(*self._wanted)
         path = robustness.baseline_path(measured)
-        if path.is_file() or robustness.update:
+        if path.is_file() or robustness.update or robustness.no_baseline:
             found.not_worse_than_baseline()
             return
         text = f"measured, and compared with nothing: {robustness.relative(path)} is not there yet, --robust-update writes it"
+        if robustness.strict:  # otherwise a run that compares nothing at all would be green
+            robustness.conclude(found, "fail", "baseline", text, found.estimate)
         robustness.conclude(found, "skipped", "baseline", text, found.estimate)
         pytest.skip(text)
 

@@ -84,7 +84,7 @@ class Quantity:
             seen = self.records.observations(self.model, self.condition)
             point = seen["prediction"] if self.probe == REGRESSOR else self._read()["point"]
             return {"errors": _rounded(seen["label"] - point)}
-        rights = [correct(dict(self.records.observations(self.model, label))) for label in self.members()]
+        rights = [correct(self.records.observations(self.model, label)) for label in self.members()]
         if self.metric == "worst_domain_accuracy":
             return {"right": np.concatenate(rights)}
         if self.metric == "worst_class_accuracy":
@@ -139,6 +139,9 @@ class _Rebuilt:
         if "errors" in self._kept:
             return {"point": seen["label"] - self._kept["errors"]}
         return {"logits": self._logits(seen)}
+
+    def own(self, model: str, condition: str, metric: str) -> np.ndarray | None:
+        return self._of.records.own(model, condition, metric)
 
     def _right(self, condition: str) -> np.ndarray:
         right = self._kept["right"]

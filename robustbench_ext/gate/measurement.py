@@ -398,7 +398,7 @@ class Measurement:
         wrong = ~stat.right
         clean = self._measured.records.observations(MODEL, CLEAN)
         if quantity.condition != CLEAN and np.array_equal(clean["id"], stat.ids) and "logits" in clean:
-            lost = wrong & correct(dict(clean))
+            lost = wrong & correct(clean)
             if lost.any():
                 return [f"right as they are and wrong here: {int(lost.sum())}, such as {_first(stat.ids[lost])}"]
         return [f"wrong: {int(wrong.sum())}, such as {_first(stat.ids[wrong])}"]

@@ -23,13 +23,12 @@ from robustbench_ext.evaluate import CLEAN, Cell, Context
 from robustbench_ext.files import write_atomically
 from robustbench_ext.gate.checks import check_mode, check_normalised_once
 from robustbench_ext.gate.locks import Task, share
+from robustbench_ext.gate.options import seconds_of as seconds_of  # where others look for it
 from robustbench_ext.measured import Tables
-from robustbench_ext.numbers import parse_number
 from robustbench_ext.publish import RunLog, assemble
 from robustbench_ext.results import Finding, RunResults
 
 MODEL = "model"  # what every measured model is called in its results; tests call it by its own name
-UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 RANDOMISED = "determinism"
 
 
@@ -62,20 +61,6 @@ class Measured:
     def fingerprint(self) -> str:
         """Of the model."""
         return self.context.model(MODEL).fingerprint
-
-
-def seconds_of(budget: Any) -> float:
-    """A time such as "60s", "10m", "1h" or a number of seconds.
-
-    >>> seconds_of("1.5m")
-    90.0
-    """
-    text = str(budget).strip().lower()
-    unit = next((u for u in sorted(UNITS, key=len, reverse=True) if text.endswith(u)), "")
-    seconds = parse_number(text.removesuffix(unit).strip(), "budget") * UNITS.get(unit, 1.0)
-    if seconds < 0:
-        raise ConfigError(f"budget: got {budget!r}, expected a time such as 60s, 10m or 1h")
-    return seconds
 
 
 def measure(context: Context, accept: tuple[str, ...] = (), deadline: float | None = None) -> Measured:

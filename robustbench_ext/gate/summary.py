@@ -66,11 +66,9 @@ def table(rows: Rows) -> list[str]:
             right = f"{number(row)} {row['wanted']}  n={row['n']}"
             left = f"  {row['outcome']:<12} "
             room = WIDTH - len(left) - len(right) - 2
-            name = _cut(row["name"], max(room, 12))
-            line = f"{left}{name:<{max(room, 12)}}  {right}"
-            if len(line) <= WIDTH:
-                lines.append(line)
-            else:
+            if len(row["name"]) <= room:
+                lines.append(f"{left}{row['name']:<{room}}  {right}")
+            else:  # cut, two attacks would look alike
                 lines += [_cut(f"{left}{row['name']}", WIDTH), _cut(f"{'':>15}{right}", WIDTH)]
     lines.append(counts(rows))
     written = list(dict.fromkeys(row["updated"] for row in rows if row.get("updated")))
@@ -80,7 +78,9 @@ def table(rows: Rows) -> list[str]:
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+    """Without its middle: names that are long mostly differ at their ends."""
+    end = (width - 1) * 2 // 3
+    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[-end:]}"
 
 
 # Markdown ------------------------------------------------------------------------------------------------------------

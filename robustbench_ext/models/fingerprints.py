@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from robustbench_ext.fingerprint import KEY_DIGITS, canonical_json
+from robustbench_ext.named_code import followed
 
 
 def fingerprint_module(module: nn.Module, extra: Any = None) -> str:
     """A key of a module: what it computes, as far as its own code decides it.
 
     Covers the bytes of parameters and buffers, the printed structure, plain attributes of every submodule, the whole
-    source files of its classes and their bases (so also constants and helpers beside them), the code of TorchScript
-    modules, hooks and patched methods, and `extra`. Code in other files that a class calls is not followed.
+    source files of its classes and their bases (so also constants and helpers beside them), of classes in a file that was
+    named (`file.py:factory`) also the modules beside it that its import statements lead to, the code of TorchScript modules,
+    hooks and patched methods, and `extra`. Code in other files that a class calls is not followed.
     """
     digest = hashlib.sha256()
     state = module.state_dict()
@@ -36,6 +38,7 @@ def fingerprint_module(module: nn.Module, extra: Any = None) -> str:
             digest.update(function)
     classes = {base for m in module.modules() for base in type(m).__mro__ if _is_foreign(base)}
     files = {inspect.getsourcefile(cls) for cls in classes if _has_file(cls)}
+    files |= {str(file) for cls in classes for file in followed(cls)}
     for file in sorted(f for f in files if f is not None):
         digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
     digest.update(canonical_json(extra).encode())

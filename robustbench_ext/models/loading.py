@@ -34,6 +34,7 @@ from robustbench_ext.models.imports import made_by
 from robustbench_ext.models.sources.base import Found, Wanted, seeded
 from robustbench_ext.models.weights import load_weights
 from robustbench_ext.models.wrap import wrap
+from robustbench_ext.named_code import split_named, split_source
 
 __all__ = ["RECIPE_FILE", "WEIGHTS_FILE", "LoadedModel", "fingerprint_module", "load_model"]
 
@@ -108,7 +109,7 @@ def _read(
 ) -> Wanted:
     """What a specification asks for."""
     # The name of a file may hold a plus of its own.
-    plus = " + " if " + " in spec or spec.partition(":")[0] in NAMES_OF_FILES else "+"
+    plus = " + " if " + " in spec or split_source(spec)[0] in NAMES_OF_FILES else "+"
     name, found, file = (part.strip() for part in spec.partition(plus))
     while ":" in name and (option := _OPTION.search(name)):
         try:
@@ -116,8 +117,8 @@ def _read(
         except yaml.YAMLError as error:
             raise ModelError(f"model '{spec}': option {option[0]} cannot be read: {error}") from error
         name = name[: option.start()]
-    source, colon, rest = name.partition(":")
-    source = source if colon and source in SOURCES else ""
+    source, rest = split_source(name)
+    source = source if source in SOURCES else ""
     if source and "weights" in kwargs:
         weights = str(kwargs.pop("weights"))
     weights = file if found else weights
@@ -135,10 +136,12 @@ def _found(wanted: Wanted) -> Found:
         with seeded(wanted.seed):  # fresh weights are the same weights every time
             module = MODELS.load(name)(wanted.shape[0], wanted.num_classes, wanted.shape[1], **wanted.kwargs)
         return Found(module, weights=wanted.weights)
-    if ":" in name:
+    if split_named(name)[1]:
         with seeded(0):  # a factory that does not seed itself must still give the same weights in every process
             module = made_by(name, wanted.kwargs, lambda thing: isinstance(thing, nn.Module), "a torch.nn.Module")
         return Found(module, weights=wanted.weights)
+    if name.endswith(".py"):
+        raise ModelError(f"model '{name}': name the factory in the file, such as {name}:build")
     known = unknown_name("model", name, MODELS.names())
     raise ModelError(
         f"{known} Or give pkg.module:factory, file.py:factory, a checkpoint folder, or SOURCE:NAME with one of the sources "

@@ -121,6 +121,12 @@ def test_a_model_and_a_suite_without_test_files(project):
             "SKIPPED [[]6]*.robustness/suite-quick.yaml-of-tiny-make-*.json is not there yet, --robust-update writes it",
         ]
     )
+    strict = project.run(
+        *asked, "--robust-strict"
+    )  # a run that compares nothing must not look like one that found nothing
+    strict.assert_outcomes(passed=1, failed=6)
+    strict.stdout.fnmatch_lines(["*measured, and compared with nothing:*--robust-update writes it*"])
+    project.run(*asked, "--robust-strict", "--robust-no-baseline").assert_outcomes(passed=7)
     project.run(*asked, "--robust-update").assert_outcomes(passed=7)
     assert len(list((project.path / ".robustness").iterdir())) == 1
     project.run(*asked, "--robust-strict").assert_outcomes(passed=7)

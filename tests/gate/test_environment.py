@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from robustbench_ext.gate.baseline import file_name
+from robustbench_ext.gate.summary import WIDTH, _cut, table
+
 TEST = """
 def test_model(robustness, model, test_data):
     r = robustness(model, test_data, attack="pgd", eps=0.05, steps=3, n=100)
@@ -173,3 +176,89 @@ def test_the_repository_holds_nothing_to_collect_by_accident():
     root = Path(__file__).resolve().parents[2]
     found = [p for folder in ("tests", "robustbench_ext", "docs") for p in (root / folder).rglob("*.rbx.yaml")]
     assert not found
+
+
+# Values of options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--robust-n=many", "--robust-n=many: expected a whole number from 1 on, such as 500"),
+        ("--robust-n=0", "--robust-n=0: expected a whole number from 1 on"),
+        ("--robust-n=1.5", "--robust-n=1.5: expected a whole number"),
+        ("--robust-seed=-1", "--robust-seed=-1: expected a whole number from 0 on"),
+        ("--robust-budget=soon", "--robust-budget=soon: expected a time such as 60s, 10m or 1h"),
+        ("--robust-budget=-5s", "--robust-budget=-5s: expected a time"),
+        ("--robust-confidence=95", "--robust-confidence=95: expected a level from 0.5 to 1"),
+        ("--robust-baseline-dir=tiny.py", "--robust-baseline-dir=tiny.py: expected a folder"),
+        ("--robust-cache=tiny.py", "--robust-cache=tiny.py: expected a folder"),
+        ("--robust-report=.", "--robust-report=.: expected an HTML file to write"),
+        ("--robust-data=", "--robust-data=: expected data"),
+    ],
+)
+def test_a_wrong_value_is_said_before_any_test_runs(project, option, said):
+    project.write("test_model.py", "def test_other():\n    pass\n")
+    result = project.run(option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {said.replace('[', '[[]')}*"])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('robust_n = "many"', "robust_n = many in *pyproject.toml: expected a whole number"),
+        ('robust_strict = "maybe"', "robust_strict in *pyproject.toml: *maybe*, expected true or false"),
+    ],
+)
+def test_a_wrong_value_in_the_ini_file_is_said_too(project, line, said):
+    project.write("pyproject.toml", f"[tool.pytest.ini_options]\n{line}\n")
+    (project.path / "pytest.ini").unlink()
+    project.write("test_model.py", "def test_other():\n    pass\n")
+    result = project.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {said}*"])
+
+
+def test_good_values_pass(project):
+    project.write("test_model.py", "def test_other():\n    pass\n")
+    given = (
+        "--robust-n=1e2",
+        "--robust-seed=0",
+        "--robust-budget=1.5m",
+        "--robust-confidence=0.995",
+        "--robust-cache=new",
+    )
+    project.run(*given).assert_outcomes(passed=1)
+    assert not (project.path / "new").exists()
+
+
+def test_long_names_stay_apart():
+    """Cut in the middle on the terminal; baselines' files have more of their hash."""
+    names = [f"tests/{'deep/' * 20}test_model.py::test_{'long_' * 30}[{i}]" for i in range(2000)]
+    assert len({_cut(name, WIDTH) for name in names}) == len(names)
+    assert all(len(_cut(name, WIDTH)) == WIDTH for name in names)
+    assert _cut("short", WIDTH) == "short"
+    files = {file_name(name) for name in names}
+    assert len(files) == len(names)
+    assert max(map(len, files)) <= 140
+    assert file_name("tests/test_model.py::test_linf") == "test_model.test_linf-6875.json"
+
+
+def test_expectations_under_two_attacks_can_be_told_apart():
+    attacks = ("pgd Linf 0.05", "fgsm Linf 0.05")
+    row = {
+        "test": "t",
+        "outcome": "pass",
+        "value": "0.889",
+        "low": "0.838",
+        "high": "0.926",
+        "wanted": "baseline - 0.02",
+        "n": 199,
+    }
+    lines = table([{**row, "name": f"robust_accuracy ({attack})"} for attack in attacks])
+    assert all(len(line) <= WIDTH for line in lines)
+    assert all(any(f"robust_accuracy ({attack})" in line for line in lines) for attack in attacks)
+    assert sum("0.889 [0.838, 0.926] baseline - 0.02  n=199" in line for line in lines) == 2
+    (_, short, _) = table([{**row, "name": "ece"}])
+    assert "ece" in short and "n=199" in short

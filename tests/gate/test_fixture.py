@@ -196,7 +196,7 @@ class TestMarked:
     project._monkeypatch.setenv("N", "30")
     project.run("--robust-n=30").assert_outcomes(passed=2)  # the command line is the last word
     result = project.run("--robust-n=few")
-    assert "n: got 'few'" in result.stdout.str()
+    assert "--robust-n=few: expected a whole number" in result.stderr.str()
 
 
 def test_confidence_widens_the_interval(project):

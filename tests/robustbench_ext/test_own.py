@@ -9,6 +9,7 @@ import torch
 
 from robustbench_ext.attacks.base import build_attack
 from robustbench_ext.catalog import ATTACKS, CORRUPTIONS, DEFENSES, DETECTORS, ESTIMATORS
+from robustbench_ext.compare import compare_runs
 from robustbench_ext.conditions import parse_conditions
 from robustbench_ext.engine import run_suite
 from robustbench_ext.errors import ConfigError, DataError
@@ -350,6 +351,38 @@ def test_metrics_of_ones_own(here):
     assert again.results.find(metric="margin", condition="clean")[0].value == pytest.approx(
         margin.value + 100, abs=1e-4
     )
+
+
+def test_models_are_compared_in_metrics_of_ones_own(here):
+    (here / "m.py").write_text(METRIC)
+    trained = [
+        {"name": name, "train": {"defense": "standard", "recipe": {"epochs": epochs, "eps": 0.1, "validation_n": 20}}}
+        for name, epochs in (("short", 1), ("long", 3))
+    ]
+    told = suite(models=trained, metrics=["m.py:right", "m.py:margin", "m.py:late"], detectors=[], uq=[], conditions=[])
+    done = run_suite({**told, "conditions": [{"corruption": "contrast", "severity": 5}]}, "run")
+    compared = {c.metric: c for c in done.results.comparisons if c.condition == "clean"}
+    right, accuracy, margin = compared["right"], compared["accuracy"], compared["margin"]
+    # A metric of one's own that says the same as one of ours is tested as that one is.
+    for field in ("model", "against", "value", "ci_low", "ci_high", "p_value", "test", "n", "outcome"):
+        assert getattr(right, field) == getattr(accuracy, field)
+    values = [done.results.find(model=m, metric="margin", condition="clean")[0].value for m in ("long", "short")]
+    assert margin.value == pytest.approx(values[0] - values[1], abs=1e-9)  # sums of 30 float64 terms in another order
+    assert "late" not in compared  # it raised, so there is nothing to compare
+    # Of finished runs: from what was kept, running none of this code.
+    (here / "m.py").write_text("raise SystemExit('it ran')\n")
+    found = compare_runs([here / "run"], everything=True)
+    again = {(c.metric, c.condition): c for c in found.comparisons}
+    # There the first model is what others are compared with, and the pair is long - short as above.
+    assert again["margin", "clean"].value == margin.value
+    assert ("margin", "contrast 5") in again
+    # Another source is another metric.
+    (here / "m.py").write_text(METRIC.replace("return mine - logits", "return 100 + mine - logits"))
+    run_suite(told, "other")
+    found = compare_runs([here / "run", here / "other"], common=True)
+    assert "margin" not in {c.metric for c in found.comparisons}
+    assert "right" not in {c.metric for c in found.comparisons}  # of the same file
+    assert any("metric margin, not compared: other has it with another source" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

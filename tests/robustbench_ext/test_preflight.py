@@ -1,15 +1,21 @@
 """Planted defects, each caught with its reason."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from defenses import PGDAT
 from defenses.trainer import Architecture, Recipe, train
+from robustbench_ext.cli.main import app
 from robustbench_ext.data import ArraySplit
+from robustbench_ext.engine import run_suite
 from robustbench_ext.models import load_model, wrap
-from robustbench_ext.preflight import preflight, verdict
+from robustbench_ext.preflight import CHANCE, _accuracy, preflight, verdict
 
 
 def found(model, split):
@@ -217,3 +223,124 @@ def test_a_normalising_layer_inside_a_normalised_model_is_noticed(digits_model, 
     _, checks = found(wrap(nn.Sequential(Normalize(), digits_model), [0.3], [0.4]), digits["test"])
     assert checks["normalisation"].status == "doubt"
     assert "twice" in checks["normalisation"].message
+
+
+# Better than a guess? -----------------------------------------------------------------------------------------------------
+
+
+def outputs_of(labels, right, classes):
+    """Logits that are right for the first `right` samples and wrong for the others."""
+    said = [y if i < right else (y + 1) % classes for i, y in enumerate(labels)]
+    return nn.functional.one_hot(torch.tensor(said), classes).float()
+
+
+@pytest.mark.parametrize(
+    ("labels", "right", "classes", "status"),
+    [
+        ([0, 1] * 32, 46, 2, "pass"),  # P(X >= 46) = 0.0003 where X ~ B(64, 1/2)
+        ([0, 1] * 32, 42, 2, "pass"),  # 0.0085
+        ([0, 1] * 32, 41, 2, "doubt"),  # 0.016
+        ([0] * 58 + [1] * 6, 58, 2, "doubt"),  # what always answering 0 reaches
+        ([0] * 58 + [1] * 6, 64, 2, "pass"),  # (58 / 64)^64 = 0.0018
+        (list(range(10)) * 6 + [0, 1, 2, 3], 12, 10, "doubt"),  # 0.029 where p = 7 / 64
+        (list(range(10)) * 6 + [0, 1, 2, 3], 15, 10, "pass"),  # 0.0024
+        (list(range(64)), 5, 1000, "pass"),  # of a thousand outputs
+        (list(range(64)), 1, 1000, "doubt"),  # 0.63: one sample is what a constant answer gets
+        ([3] * 20, 20, 10, "pass"),  # one class alone says nothing of constant answers
+        ([3] * 20, 2, 10, "doubt"),  # of one in ten it does
+        ([0, 1, 2], 3, 10, "pass"),  # too few to tell: (1/3)^3 = 0.037
+        ([0, 1, 2], 0, 10, "pass"),
+    ],
+)
+def test_no_better_than_a_guess(labels, right, classes, status):
+    """The tail of the binomial distribution, summed here term by term; the level is 1 %."""
+    check = _accuracy(outputs_of(labels, right, classes), torch.tensor(labels))
+    n, often = len(labels), max(labels.count(y) for y in labels)
+    chance = max(1 / classes, often / n if len(set(labels)) > 1 else 0.0)
+    tail = sum(math.comb(n, k) * chance**k * (1 - chance) ** (n - k) for k in range(right, n + 1))
+    assert check.status == status
+    assert (tail < CHANCE) == (status == "pass") or chance**n >= CHANCE
+    assert f"{right} of {n}" in check.message
+    if status == "doubt":
+        assert f"p = {tail:.2g}" in check.message
+        assert f"{100 * chance:.3g} %" in check.message
+
+
+# Memory -----------------------------------------------------------------------------------------------------------------
+
+
+class Hungry(nn.Module):
+    """A model that fits with some inputs at a time and not with more."""
+
+    def __init__(self, inner, most):
+        super().__init__()
+        self.inner, self.most = inner, most
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(x)} MiB")
+        return self.inner(x)
+
+
+def test_out_of_memory_is_not_the_models_fault(digits_model, digits):
+    with pytest.raises(torch.OutOfMemoryError):
+        preflight(Hungry(digits_model, 20), digits["test"])
+    result, checks = found(Hungry(digits_model, 64), digits["test"])
+    assert result == "pass", checks
+
+
+@pytest.mark.parametrize("batch_size", [250, 32])
+def test_where_memory_is_short_the_checks_look_at_fewer_samples(digits_model, digits, tmp_path, batch_size):
+    suite = {
+        "schema": 1,
+        "name": "s",
+        "data": "digits",
+        "n": 40,
+        "batch_size": batch_size,
+        "models": [{"name": "m", "spec": "given"}],
+    }
+    done = run_suite(suite, tmp_path / "run", models={"m": Hungry(digits_model, 20)})
+    assert not done.failures and done.verdict == "pass"
+    (accuracy,) = (check for check in done.results.preflight if check.name == "accuracy")
+    assert "of 16 samples correct" in accuracy.message  # 64, 32, 16
+    roomy = run_suite(suite, tmp_path / "roomy", models={"m": Hungry(digits_model, 64)})
+    (accuracy,) = (check for check in roomy.results.preflight if check.name == "accuracy")
+    assert "of 64 samples correct" in accuracy.message  # whatever the batch size
+    assert roomy.results.results == done.results.results
+
+
+def test_a_model_of_which_no_input_fits_is_a_failure_of_the_machine(digits_model, tmp_path):
+    suite = {"schema": 1, "name": "s", "data": "digits", "n": 20, "models": [{"name": "m", "spec": "given"}]}
+    done = run_suite(suite, tmp_path, models={"m": Hungry(digits_model, 0)})
+    errors = {failure.what: failure.error for failure in done.failures}
+    assert "out of memory with a single input" in errors["m · preflight"]
+    assert not done.results.preflight
+
+
+def test_regressors_are_halved_too():
+    from robustbench_ext.data import load_dataset
+    from robustbench_ext.models.tabular import load_regressor
+    from robustbench_ext.regression_preflight import preflight_regressor
+
+    data = load_dataset("diabetes")
+    module = load_regressor("mlp", data).module
+    with pytest.raises(torch.OutOfMemoryError):
+        preflight_regressor(Hungry(module, 60), data)
+    assert {c.name for c in preflight_regressor(Hungry(module, 60), data, 60)} >= {"forward pass", "determinism"}
+
+
+def test_the_command_halves_too(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.f = torch.nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        if len(x) > 20:\n"
+        "            raise torch.OutOfMemoryError('no')\n"
+        "        return self.f(x.flatten(1))\n"
+    )
+    said = CliRunner().invoke(app, ["check", "--model", f"{tmp_path}/net.py:Net", "--data", "digits", "--json"])
+    checks = {c["name"]: c for c in json.loads(said.output)["checks"]}
+    assert "of 16 samples correct" in checks["accuracy"]["message"]

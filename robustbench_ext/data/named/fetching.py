@@ -54,7 +54,9 @@ def _medmnist(argument: str, size: int) -> Path:
     try:
         medmnist, info = import_module("medmnist"), import_module("medmnist.info").INFO
     except ImportError as error:
-        raise MissingExtraError("MedMNIST is downloaded by its own package: pip install medmnist") from error
+        raise MissingExtraError(
+            "MedMNIST is downloaded by its own package: pip install 'robustbench-ext[medmnist]'"
+        ) from error
     if argument not in info:
         raise ConfigError(f"rbx fetch medmnist:{argument}: {unknown_name('MedMNIST set', argument, info)}")
     suffix = "" if size == 28 else f"_{size}"
