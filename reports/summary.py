@@ -35,7 +35,9 @@ def summary(results: RunResults) -> Summary | None:
     names = list(dict.fromkeys(entries.values()))
     if len(names) < 2:
         return None
-    compared = [c for c in results.comparisons if {c.model, c.against} <= set(names)]
+    asked = {(axis.metric, axis.condition) for axis in axes(results)}
+    pairs = [c for c in results.comparisons if {c.model, c.against} <= set(names)]
+    compared = [c for c in pairs if (c.metric, c.condition) in asked]
     failing = {entries.get(f.model, f.model) for f in results.suspicions if f.status == "fail"}
     sound = [name for name in names if name not in failing]
     wins = _wins(compared)
