@@ -5,11 +5,14 @@ that has seen some classes more often gives them longer rows in its last layer, 
 
     gamma = mean |w_k| over the other classes / mean |w_k| over the favoured ones;   logits of the favoured ones times gamma
 
-There the favoured classes are those learnt last. Here they are those with the most training samples.
+There the favoured classes are those learnt last. Here they are those with the most training samples. The authors also keep the
+head without bias and its weights at 0 or above, by clamping them after every step of training, and distil old classes: that is
+training, and not done here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,6 +25,7 @@ from defenses.base import read_booleans
 from defenses.making import Made, Maker
 from robustbench_ext.data.base import Dataset
 from robustbench_ext.errors import ConfigError
+from robustbench_ext.models.contract import frozen_eval
 
 
 def alignment(weight: Tensor, favoured: Sequence[int], norm: int = 2, cap: bool = True) -> float:
@@ -43,11 +47,17 @@ def alignment(weight: Tensor, favoured: Sequence[int], norm: int = 2, cap: bool 
     return min(gamma, 1.0) if cap else gamma
 
 
-def head_of(network: nn.Module, classes: int) -> tuple[str, nn.Linear]:
+def head_of(
+    network: nn.Module, classes: int, shape: Sequence[int] | None = None, what: str = "weight-align"
+) -> tuple[str, nn.Linear]:
     """The last linear layer that gives as many outputs as there are classes, with its name.
 
+    Args:
+        shape: of an input; with it, what the layer gives must be the network's logits as they are.
+        what: asks, for the message.
+
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or something follows it.
     """
     found = [
         (name, part)
@@ -55,8 +65,25 @@ def head_of(network: nn.Module, classes: int) -> tuple[str, nn.Linear]:
         if isinstance(part, nn.Linear) and part.out_features == classes
     ]
     if not found:
-        raise ConfigError(f"weight-align: the network has no linear layer of {classes} outputs to align")
+        raise ConfigError(f"{what}: the network has no linear layer of {classes} outputs to correct")
+    if shape is not None and not _is_last(network, found[-1][1], shape):
+        raise ConfigError(
+            f"{what}: what the network's last linear layer '{found[-1][0]}' gives is not its logits yet (a head of cosines, a "
+            f"temperature), so that correcting the layer would not correct them"
+        )
     return found[-1]
+
+
+@torch.no_grad()
+def _is_last(network: nn.Module, head: nn.Linear, shape: Sequence[int]) -> bool:
+    given: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _, __, output: given.append(output.clone()))
+    try:
+        with frozen_eval(network):
+            logits = network(torch.linspace(0, 1, math.prod(shape), device=head.weight.device).reshape(1, *shape))
+    finally:
+        handle.remove()
+    return len(given) == 1 and torch.equal(given[0], logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +117,7 @@ class WeightAlign(Maker):
             raise ConfigError(f"weight-align: of {', '.join(members)}, expected one model")
         (network,) = members.values()
         favoured = self.favoured or self._frequent(data)
-        name, head = head_of(network, len(data.classes))
+        name, head = head_of(network, len(data.classes), data.shape)
         gamma = alignment(head.weight.detach(), favoured, self.norm, self.cap)
         state = {key: value.clone() for key, value in network.state_dict().items()}
         for key in ("weight", "bias") if self.bias else ("weight",):

@@ -10,6 +10,9 @@ The test split stays as it is: it says how every class is served, and a cut one 
 handful of samples. So does the calibration split, which stands for the test distribution: cut as well, it would choose
 epochs and temperatures by the frequent classes and mix the imbalance of training with a shift between calibration and
 test. Who has no balanced calibration data in real life can have it cut too (`+calibration`).
+
+A balanced counterpart (`@balanced:exp:100`, or `@balanced:N`) has as many samples in all, the same number of every class: what
+relative accuracies are relative to.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from robustbench_ext.numbers import parse_number
 
 PROFILES = ("exp", "step")
 CUT_TOO = ("calibration",)
+BALANCED = "balanced"
 _PATHS = ("npz", "folder")
 
 
@@ -97,17 +101,46 @@ def _cut(dataset: Dataset, name: str, profile: str, ratio: float) -> tuple[Split
             f"{dataset.name}: with {largest} samples in the smallest class of the {name} split, a ratio of {ratio:g} leaves "
             f"a class without any; a ratio of at most {largest} leaves one."
         )
-    ranks = np.array([_rank(i) for i in split.ids.tolist()], dtype=np.uint64)
-    members = [np.flatnonzero(split.labels == k) for k in range(num_classes)]
-    kept = np.concatenate([m[np.lexsort((split.ids[m], ranks[m]))][:n] for m, n in zip(members, counts, strict=True)])
-    kept = kept[stratified_order(split.labels[kept], split.ids[kept])]
+    kept = _kept(split, counts)
     shape = "falling exponentially" if profile == "exp" else "in two steps"
     text = f"{name} cut to {len(kept)} of {len(split)} samples, {counts[0]} to {counts[-1]} a class {shape}"
     return Subset(split, kept), text
 
 
+def _kept(split: Split, counts: np.ndarray) -> np.ndarray:
+    """Positions of the first counts[k] samples of every class k by the hash of their ids, in a stratified order."""
+    ranks = np.array([_rank(i) for i in split.ids.tolist()], dtype=np.uint64)
+    members = [np.flatnonzero(split.labels == k) for k in range(len(counts))]
+    kept = np.concatenate([m[np.lexsort((split.ids[m], ranks[m]))][:n] for m, n in zip(members, counts, strict=True)])
+    return np.asarray(kept[stratified_order(split.labels[kept], split.ids[kept])])
+
+
 def _rank(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"longtail|{name}".encode(), digest_size=8).digest(), "big")
+
+
+def balanced(dataset: Dataset, total: int) -> Dataset:
+    """The dataset with its train split cut to floor(total / K) samples of every class; test and calibration stay.
+
+    Chosen by the same hashes as the cuts of `imbalanced`: the frequent classes' samples are among those of a long-tailed cut.
+
+    Raises:
+        DataError: a class has not as many samples, or none would be left.
+    """
+    split, num_classes = dataset["train"], len(dataset.classes)
+    each, smallest = total // num_classes, int(np.bincount(split.labels, minlength=num_classes).min())
+    if not 1 <= each <= smallest:
+        raise DataError(
+            f"{dataset.name}: {total} samples in all are {each} of each of the {num_classes} classes, and the smallest one has "
+            f"{smallest} in the train split; expected {num_classes} to {num_classes * smallest}"
+        )
+    kept = _kept(split, np.full(num_classes, each))
+    return replace(
+        dataset,
+        name=f"{dataset.name}@balanced:{total}",
+        splits={**dataset.splits, "train": Subset(split, kept)},
+        source=f"{dataset.source}; train cut to {len(kept)} of {len(split)} samples, {each} of every class",
+    )
 
 
 @dataclass(frozen=True)
@@ -126,11 +159,31 @@ class Imbalance:
         return imbalanced(dataset, self.profile, self.ratio, self.splits)
 
 
-_EXPECTED = "Expected NAME@PROFILE:RATIO with exp or step, such as mnist5k@exp:10 (+calibration cuts that split too)."
+@dataclass(frozen=True)
+class Balance:
+    """`balanced:1240`: so many training samples in all; `balanced:exp:100`: as many as that profile leaves."""
+
+    total: int | None = None
+    like: Imbalance | None = None
+
+    def of(self, dataset: Dataset) -> Dataset:
+        """The dataset, cut."""
+        if self.like is None:
+            return balanced(dataset, self.total or 0)
+        smallest = int(np.bincount(dataset["train"].labels, minlength=len(dataset.classes)).min())
+        counts = class_counts(self.like.profile, self.like.ratio, smallest, len(dataset.classes))
+        cut = balanced(dataset, int(counts.sum()))
+        return replace(cut, name=f"{dataset.name}@balanced:{self.like.profile}:{self.like.ratio:.10g}")
 
 
-def split_spec(spec: str) -> tuple[str, Imbalance | None]:
-    """A data specification without its imbalance, and the imbalance, if there is one.
+_EXPECTED = (
+    "Expected NAME@PROFILE:RATIO with exp or step, such as mnist5k@exp:10 (+calibration cuts that split too), or its balanced "
+    "counterpart NAME@balanced:PROFILE:RATIO, or NAME@balanced:TOTAL."
+)
+
+
+def split_spec(spec: str) -> tuple[str, Imbalance | Balance | None]:
+    """A data specification without its cut to an imbalance, or to a balance, and the cut, if there is one.
 
     An @ in a path is part of the path: where a / or \\ follows it, or where the path with it exists.
 
@@ -154,12 +207,30 @@ def split_spec(spec: str) -> tuple[str, Imbalance | None]:
             raise ConfigError("there is no name in front of the @")
         if not colon:
             missing = f", and there is no file {argument}" if source in _PATHS else ""
-            raise ConfigError("the ratio is missing" if profile in PROFILES else f"'@{tail}' is no imbalance{missing}")
+            lacks = {**dict.fromkeys(PROFILES, "ratio"), BALANCED: "total"}
+            what = f"the {lacks[profile]} is missing" if profile in lacks else f"'@{tail}' is no imbalance{missing}"
+            raise ConfigError(what)
         if unknown := [name for name in others if name not in CUT_TOO]:
             raise ConfigError(unknown_name("split to cut too", unknown[0], CUT_TOO))
         if split_spec(base)[1] is not None:
             raise ConfigError("only one imbalance can be given")
-        found = Imbalance(profile, parse_number(ratio, "ratio"), ("train", *dict.fromkeys(others)))
+        found = _balance(ratio, others) if profile == BALANCED else _imbalance(profile, ratio, others)
     except ConfigError as error:
         raise ConfigError(f"data '{spec}': {str(error).removesuffix('.')}. {_EXPECTED}") from None
     return base, found
+
+
+def _imbalance(profile: str, ratio: str, others: Sequence[str]) -> Imbalance:
+    return Imbalance(profile, parse_number(ratio, "ratio"), ("train", *dict.fromkeys(others)))
+
+
+def _balance(told: str, others: Sequence[str]) -> Balance:
+    if others:
+        raise ConfigError(f"+{others[0]} is for imbalances: a balanced set leaves the other splits alone")
+    profile, colon, ratio = told.partition(":")
+    if colon:
+        return Balance(like=_imbalance(profile, ratio, ()))
+    total = parse_number(told, "total")
+    if total != int(total) or total < 1:
+        raise ConfigError(f"total = {told}, expected a whole number of samples")
+    return Balance(int(total))
