@@ -14,7 +14,8 @@ value goes with poor robustness in the authors' collection; it proves nothing ab
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ _L, _X0, _K, _B = 1.2618047, 2.30436435, 0.88767525, -0.31050834
 
 @dataclass(frozen=True)
 class FilterQuality:
-    """Of one layer.
+    """Of one layer; NaN where its weights are not finite.
 
     Attributes:
         layer: the module's name.
@@ -55,13 +56,18 @@ def random_entropy(n: int) -> float:
 
 
 def variance_entropy(filters: Tensor) -> float:
-    """H of filters (n, 9); 0 where they are all the same."""
+    """H of filters (n, 9); 0 where they are all the same, NaN where they are not finite."""
+    filters = filters.double()
+    if not bool(torch.isfinite(filters).all()):
+        return math.nan
     if len(filters) == 0:
         return 0.0
-    centred = filters.double() - filters.double().mean(dim=0)
-    variances = torch.linalg.svdvals(centred).square()
+    centred = filters - filters.mean(dim=0)
+    # Squared singular values, from the 9 x 9 products of columns: n of any size costs 81 n. Errors are 1e-16 of the largest,
+    # which is what a share of that size would add to the entropy.
+    variances = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0.0)
     # What rounding leaves of equal filters is no variance.
-    floor = (torch.finfo(torch.float32).eps * filters.double().norm()) ** 2
+    floor = (torch.finfo(torch.float32).eps * filters.norm()) ** 2
     total = float(variances.sum())
     if total <= float(floor):
         return 0.0
@@ -74,6 +80,8 @@ def layer_quality(layer: str, weight: Tensor) -> FilterQuality:
     """Of a weight (out, in / groups, 3, 3)."""
     weight = weight.detach().cpu()
     filters = weight.reshape(-1, 9)
+    if not bool(torch.isfinite(filters).all()):
+        return FilterQuality(layer, len(filters), *[math.nan] * 5)
     largest = float(filters.abs().max())
     sparse = (
         (filters.abs() < SPARSE * largest).all(dim=1) if largest > 0 else torch.ones(len(filters), dtype=torch.bool)
@@ -108,3 +116,15 @@ def filter_quality(model: nn.Module) -> list[FilterQuality]:
         for name, part in model.named_modules()
         if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3)
     ]
+
+
+def filter_rows(model: nn.Module) -> list[dict[str, Any]]:
+    """The same as JSON-like values for results: six digits, null where undefined or not finite."""
+    return [{name: _told(value) for name, value in asdict(found).items()} for found in filter_quality(model)]
+
+
+def _told(value: Any) -> Any:
+    """A number to six digits: sums over many filters may differ in the last ones from machine to machine."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -285,3 +285,72 @@ def simplex_weights(moments: Tensor) -> Tensor:
     root = np.sqrt(np.clip(values, 0.0, None) / top)[:, None] * vectors.T
     u, _ = nnls(np.vstack([root, np.ones((1, m))]), np.append(np.zeros(m), 1.0))
     return torch.from_numpy(u / u.sum())
+
+
+# Any number, in closed form ------------------------------------------------------------------------------------------
+
+
+def inverse_variance_weights(variances: Tensor) -> Tensor:
+    """w_i = (1/v_i) / sum_j 1/v_j (m,), float64: the mix of least variance, 1 / sum_j 1/v_j, of unbiased independent estimates.
+
+    A variance is what an estimate would do if it were made again: over passes, resamples or held-out samples. The entropy of
+    a single prediction, which some methods put in its place, is none: a network can be sure and wrong, or unsure and right.
+
+    Args:
+        variances: v_i >= 0 (m,), in any unit; estimates with v_i = 0 share all the weight.
+
+    Raises:
+        DataError: no variances, or some that are negative or not finite.
+    """
+    v = variances.double()
+    if v.ndim != 1 or not len(v) or not bool(torch.isfinite(v).all()) or float(v.min()) < 0:
+        raise DataError(f"variances {v.tolist()}: expected finite numbers >= 0, (m,), m >= 1")
+    exact = v == 0
+    weights = exact.double() if bool(exact.any()) else float(v.min()) / v  # in units of the least: nothing overflows
+    return weights / weights.sum()
+
+
+def error_moments(biases: Tensor, covariance: Tensor) -> Tensor:
+    """A = V + b b' (m, m): what `affine_weights` and `simplex_weights` take, from what is known instead of from samples.
+
+    Args:
+        biases: b (m,), or of estimates of d coordinates (m, d), whose inner products are taken.
+        covariance: V (m, m); of d coordinates, its traces.
+    """
+    b, v = biases.double(), covariance.double()
+    b = b[:, None] if b.ndim == 1 else b
+    if b.ndim != 2 or v.shape != (len(b), len(b)):
+        raise DataError(
+            f"biases {tuple(biases.shape)} and covariance {tuple(v.shape)}; expected (m,) or (m, d), and (m, m)"
+        )
+    return v + b @ b.T
+
+
+def affine_weights(moments: Tensor) -> Tensor:
+    """A^-1 1, scaled to the sum 1 (m,): the mix of least mean squared error w' A w whose weights may be negative.
+
+    A negative weight extrapolates away from a bad estimate towards what it and a good one have in common; estimated from few
+    samples it is fragile, where `simplex_weights` are not. Of two independent estimates a and b this is
+    w_a = (v_b + b_b (b_b - b_a)) / (v_a + v_b + (b_a - b_b)^2), the alpha of `Moments`.
+
+    Args:
+        moments: A (m, m), symmetric and positive semi-definite: `second_moments`, or `error_moments`. Where it is singular, a
+            mix without error among the estimates is taken, or the shortest weights of those that are equally good.
+
+    Raises:
+        DataError: A is no such matrix.
+    """
+    a = moments.double().cpu().numpy()
+    if a.ndim != 2 or a.shape[0] != a.shape[1] or not a.size or not np.isfinite(a).all() or not np.allclose(a, a.T):
+        raise DataError(f"second moments of shape {a.shape}: expected a finite symmetric (m, m) matrix")
+    m, top = len(a), float(np.abs(a).max())
+    if top == 0:  # all estimates are perfect
+        return torch.full((m,), 1 / m, dtype=torch.float64)
+    values = np.linalg.eigvalsh(a / top)
+    if values[0] < -1e-10 * m:
+        raise DataError(f"second moments with the eigenvalue {top * values[0]:.3g}: expected none below 0")
+    # The minimum of w' A w on 1'w = 1: A w = lambda 1. Least squares does for a singular A too.
+    system = np.zeros((m + 1, m + 1))
+    system[:m, :m], system[:m, m], system[m, :m] = a / top, 1.0, 1.0
+    w = np.linalg.lstsq(system, np.append(np.zeros(m), 1.0), rcond=None)[0][:m]
+    return torch.from_numpy(w / w.sum())

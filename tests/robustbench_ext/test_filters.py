@@ -1,12 +1,13 @@
 """Filter quality: the specification's invariants and numbers."""
 
+import json
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from robustbench_ext.filters import filter_quality, layer_quality, random_entropy, variance_entropy
+from robustbench_ext.filters import filter_quality, filter_rows, layer_quality, random_entropy, variance_entropy
 
 
 def weight(out=16, inner=8, seed=0):
@@ -65,3 +66,61 @@ def test_of_a_network(digits_model):
     ]
     assert filter_quality(nn.Linear(3, 3)) == []
     assert layer_quality("few", weight(1, 4)).normalised is None
+
+
+@pytest.mark.parametrize("n", [5, 64, 3000])
+def test_the_products_of_columns_have_the_singular_values(n):
+    """Nine columns of very different sizes: shares of variance down to 1e-12."""
+    filters = torch.randn(n, 9, generator=torch.Generator().manual_seed(n)).double() * torch.logspace(0, -6, 9).double()
+    values = torch.linalg.svdvals(filters - filters.mean(0)).square()
+    share = values / values.sum()
+    share = share[share > 0]
+    # Shares are off by 1e-15, and -v log v by that times log10 of the share, 12 here.
+    assert variance_entropy(filters) == pytest.approx(float(-(share * share.log10()).sum()), abs=1e-13)
+
+
+def test_weights_that_are_not_finite_are_told_and_stop_nothing():
+    w = weight()
+    w[0, 0, 0, 0] = float("nan")
+    network = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3), nn.Conv2d(8, 8, 1))
+    with torch.no_grad():
+        network[0].weight.copy_(w)
+    first, second = filter_rows(network)
+    assert first == {"layer": "0", "n": 128} | dict.fromkeys(
+        ("sparsity", "entropy", "normalised", "clean_entropy", "orthogonality")
+    )
+    assert second["n"] == 128
+    assert 0 < second["entropy"] <= 0.955
+    json.dumps([first, second], allow_nan=False)
+
+
+def test_rows_are_told_to_six_digits(digits_model):
+    for row, exact in zip(filter_rows(digits_model), filter_quality(digits_model), strict=True):
+        assert row["entropy"] == float(f"{exact.entropy:.6g}")
+        assert row["layer"] == exact.layer
+
+
+def test_a_section_of_the_report():
+    from reports.filters import filters, layers, strips, summary
+    from tests.reports.synthetic import synthetic
+
+    made = synthetic(["a", "b"])
+    for i, model in enumerate(made.models):
+        model["filters"] = filter_rows(nn.Sequential(*(nn.Conv2d(4, 4 + i, 3) for _ in range(6)), nn.Conv2d(1, 2, 3)))
+    section = filters(made)
+    assert len(section.figures) == 1
+    assert [name for name, _ in section.tables[0].rows] == [m["name"] for m in made.models]
+    first = made.models[0]["filters"]
+    assert first[-1]["normalised"] is None  # two filters
+    told = [layer["normalised"] for layer in first[:-1]]
+    row = summary(made).rows[0][1]
+    assert [cell.value for cell in row[:3]] == [7, min(told), pytest.approx(sum(sorted(told)[2:4]) / 2)]
+    assert row[3].text == first[told.index(min(told))]["layer"]
+    assert layers(made.models[0]).rows[-1][1][1].text == "–"
+    grid = strips(made.models).images[0].get_array()
+    assert grid.shape == (len(made.models), 7)
+    del made.models[0]["filters"]
+    assert len(summary(made).rows) == len(made.models) - 1
+    for model in made.models:
+        model.pop("filters", None)
+    assert not filters(made)
