@@ -36,10 +36,12 @@ from robustbench_ext.models.fingerprints import fingerprint_module
 from robustbench_ext.models.imports import made_by
 from robustbench_ext.models.loading import RECIPE_FILE, WEIGHTS_FILE, LoadedModel
 from robustbench_ext.models.mlp import Standardized
+from robustbench_ext.models.objective import LeastSquares, Objective
 from robustbench_ext.models.observe_regressor import check_predictions, check_table, observe_regressor, predictions_of
 from robustbench_ext.models.predictor import SKLEARN, Predictor, SklearnRegressor
 from robustbench_ext.models.sources.base import seeded
 from robustbench_ext.models.weights import load_weights
+from robustbench_ext.named_code import split_named
 from robustbench_ext.numbers import read_numbers
 from robustbench_ext.randomness import SampleRandom
 
@@ -123,10 +125,12 @@ def _build(name: str, data: Dataset, kwargs: Mapping[str, Any], seed: int) -> nn
                 raise ModelError(f"model '{name}': {error}") from error
         wrapped = Standardized(network, data.shape[0])
         return wrapped.learn(Columns.of(data), data["train"].labels) if "train" in data.splits else wrapped
-    if ":" in name:
+    if split_named(name)[1]:
         with seeded(0):  # a factory that does not seed itself must still give the same weights in every process
             made = made_by(name, kwargs, _predicts, "a torch.nn.Module or a method `predict`")
         return made if isinstance(made, nn.Module) else Predictor(made, type(made).__qualname__)
+    if name.endswith(".py"):
+        raise ModelError(f"model '{name}': name the factory in the file, such as {name}:build")
     raise ModelError(
         unknown_name("regressor", name, REGRESSORS.names())
         + " Or give sklearn:MODULE.CLASS, pkg.module:factory, file.py:factory or a folder that training wrote."
@@ -161,7 +165,7 @@ def _fingerprint(module: nn.Module, kwargs: Mapping[str, Any], predicted: Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class RegressorRecipe:
-    """How a network is trained: least squares on standardised targets, best epoch on a held-out part of the train split.
+    """How a network is trained on standardised targets, best epoch by squared error on a held-out part of the train split.
 
     Attributes:
         epochs: at most so many.
@@ -189,7 +193,14 @@ class RegressorRecipe:
             )
 
 
-def regressor_key(spec: str, data: Dataset, recipe: RegressorRecipe, kwargs: Mapping[str, Any], seed: int) -> str:
+def regressor_key(
+    spec: str,
+    data: Dataset,
+    recipe: RegressorRecipe,
+    kwargs: Mapping[str, Any],
+    seed: int,
+    objective: Objective | None = None,
+) -> str:
     """The content key of the weights that this training gives."""
     _check_data(data, spec)
     said: dict[str, Any] = {
@@ -202,6 +213,8 @@ def regressor_key(spec: str, data: Dataset, recipe: RegressorRecipe, kwargs: Map
     }
     if spec.startswith(SKLEARN):
         return key_of(said | {"library": _sklearn_version()})
+    if objective is not None and not isinstance(objective, LeastSquares):
+        said["objective"] = objective.spec()
     return key_of(said | {"recipe": asdict(recipe), "weights": fingerprint_module(_network(spec, data, kwargs, seed))})
 
 
@@ -213,6 +226,7 @@ def train_regressor(
     seed: int = 0,
     recipe: RegressorRecipe | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    objective: Objective | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """Train, and write `model.safetensors` and `model.json` (recipe and curve) into the folder; at once if that is done.
@@ -228,16 +242,18 @@ def train_regressor(
         seed: of the weights, the order and scikit-learn's random_state.
         recipe: of networks; scikit-learn's parameters are kwargs.
         kwargs: of the network or class.
+        objective: of networks: what is made small, least squares by default.
         on_epoch: called with the epoch's row of the curve: epoch, epochs, loss, held_out (mean squared errors over the
-            variance of the target).
+            variance of the target); of other objectives also what they log.
 
     Raises:
-        ConfigError: the folder holds another training.
+        ConfigError: the folder holds another training, or the objective cannot train the network.
         ModelError, DataError: as of `load_regressor`.
         RobustBenchExtError: the loss became NaN or infinite.
     """
     recipe, kwargs = recipe or RegressorRecipe(), dict(kwargs or {})
-    key = regressor_key(spec, data, recipe, kwargs, seed)
+    objective = objective or LeastSquares()
+    key = regressor_key(spec, data, recipe, kwargs, seed, objective)
     finished = folder / RECIPE_FILE
     if finished.is_file():
         if json.loads(finished.read_text(encoding="utf-8")).get("key") != key:
@@ -252,12 +268,15 @@ def train_regressor(
         "data": data.describe(),
         "seed": seed,
     }
+    if not isinstance(objective, LeastSquares):
+        said["defense"] = objective.spec()
     if spec.startswith(SKLEARN):
         module: nn.Module = SklearnRegressor(spec, kwargs, data, seed)
         said |= {"library": _sklearn_version(), "predictions": _first_predictions(module, data)}
     else:
         network = _network(spec, data, kwargs, seed)
-        curve, best = _fit(network, data, recipe, seed, on_epoch)
+        objective.check(network)
+        curve, best = _fit(network, data, recipe, objective, seed, on_epoch)
         _save(network, folder / WEIGHTS_FILE)
         said |= {"recipe": asdict(recipe), "selected": {"epoch": best, "by": "held_out", "on": "train"}, "curve": curve}
         said["weights"] = {"file": WEIGHTS_FILE, **seal(folder / WEIGHTS_FILE)}
@@ -280,6 +299,7 @@ def _fit(
     network: Standardized,
     data: Dataset,
     recipe: RegressorRecipe,
+    objective: Objective,
     seed: int,
     on_epoch: Callable[[dict[str, Any]], None] | None,
 ) -> tuple[list[dict[str, float]], int]:
@@ -298,20 +318,22 @@ def _fit(
         draws = order_of.bits(1, step=epoch)[:, 0].numpy()
         order = torch.from_numpy(np.lexsort((ids, draws)))
         dice = dice_of.bits(1, step=epoch)[:, 0].tolist()
-        total = 0.0
+        sums: dict[str, float] = {}
         network.train()
         for batch, die in zip(batches, dice, strict=True):
             rows = order[torch.from_numpy(batch)]
             with seeded(die):  # for dropout
-                loss = F.mse_loss(network.scaled(x[rows]), y[rows])
+                loss, logs = objective.loss(network, x[rows], y[rows])
             if not bool(torch.isfinite(loss)):
                 raise RobustBenchExtError(f"the training loss became {float(loss)} in epoch {epoch + 1}. Lower lr.")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total += float(loss.detach()) * len(rows)
+            for name, value in logs.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(rows)
         network.eval()
-        row = {"epoch": epoch + 1, "loss": total / kept}
+        means = {name: total / kept for name, total in sums.items()}
+        row = {"epoch": epoch + 1, "loss": means.pop("squared_error"), **means}
         if kept < len(split):
             with torch.no_grad():
                 row["held_out"] = float(F.mse_loss(network.scaled(x[kept:]).double(), y[kept:].double()))
