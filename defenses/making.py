@@ -1,6 +1,6 @@
 """Models that are made of trained ones, without training: averaged, patched, corrected.
 
-A maker takes networks of one architecture and gives another. In a suite:
+A maker takes networks, mostly of one architecture, and gives another. In a suite:
 
     models:
       - {name: base, train: {defense: standard}}
@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustbench_ext.attacks.base import Attack
 from robustbench_ext.data.base import Dataset
 from robustbench_ext.errors import ConfigError, ModelError
 from robustbench_ext.files import seal, write_atomically
@@ -52,30 +53,42 @@ class Maker(ABC):
 
     Class attributes:
         least: how many it needs.
+        alike: whether they, and what is made, are of one architecture; otherwise `architecture` says what is made.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1  # part of every key: raise it when weights change
     least: ClassVar[int] = 1
+    alike: ClassVar[bool] = True
     reference: ClassVar[str] = ""
 
     def spec(self) -> dict[str, Any]:
         """All that the made weights depend on here."""
         return {"maker": self.name, "version": self.version, **asdict(self)}
 
+    def architecture(self, members: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """The architecture of what is made, as `trainer.Architecture.described` has it, from those of the members."""
+        return next(iter(members.values()))
+
     @abstractmethod
     def make(self, members: Mapping[str, nn.Module], data: Dataset, seed: int) -> Made:
         """Make it.
 
         Args:
-            members: networks of one architecture by name, in the order given; they must be left as they are.
+            members: networks by name, in the order given, of one architecture where `alike`; they must be left as they are.
             data: `train` and `calibration` may be looked at, `test` never.
             seed: of what is random.
         """
 
 
 def make_key(maker: Maker, folders: Sequence[Path], data: Dataset, seed: int) -> str:
-    """The content key of the weights that are made. Members' folders are called by theirs, so they need not be there yet."""
+    """The content key of the weights that are made. Members' folders are called by theirs, so they need not be there yet.
+
+    Raises:
+        ConfigError: too few members.
+    """
+    if len(folders) < maker.least:
+        raise ConfigError(f"{maker.name}: made of {len(folders)} models, expected at least {maker.least}")
     return key_of(
         {
             "kind": "making",
@@ -96,8 +109,6 @@ def make(maker: Maker, folders: Mapping[str, Path], data: Dataset, out: Path, se
         ConfigError: too few members; `out` holds another model.
         ModelError: members of different architectures.
     """
-    if len(folders) < maker.least:
-        raise ConfigError(f"{maker.name}: made of {len(folders)} models, expected at least {maker.least}")
     key = make_key(maker, list(folders.values()), data, seed)
     finished = out / RECIPE_FILE
     if finished.is_file():
@@ -105,8 +116,12 @@ def make(maker: Maker, folders: Mapping[str, Path], data: Dataset, out: Path, se
             raise ConfigError(f"{out} holds another model. Give another folder, or remove this one.")
         return out
     members = {name: load_model(str(folder)).module for name, folder in folders.items()}
-    described = [json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8")) for folder in folders.values()]
-    check_alike(members)
+    described = {
+        name: json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))["architecture"]
+        for name, folder in folders.items()
+    }
+    if maker.alike:
+        check_alike(members)
     made = maker.make(members, data, seed)
     from safetensors.torch import save_file
 
@@ -115,7 +130,7 @@ def make(maker: Maker, folders: Mapping[str, Path], data: Dataset, out: Path, se
     description = {
         "key": key,
         "made": {**maker.spec(), "of": list(folders), "seed": seed, "report": made.report},
-        "architecture": described[0]["architecture"],
+        "architecture": maker.architecture(described),
         "data": data.describe(),
         "weights": {"file": WEIGHTS_FILE, **seal(out / WEIGHTS_FILE)},
     }
@@ -156,6 +171,25 @@ def batches_of(data: Dataset, n: int, batch_size: int) -> Iterator[Tensor]:
     split = data["train"].take(n)
     for start in range(0, len(split), batch_size):
         yield split.images(slice(start, start + batch_size))
+
+
+def attacked_batches_of(
+    data: Dataset, n: int, batch_size: int, network: nn.Module, attack: Attack, seed: int
+) -> Iterator[Tensor]:
+    """The first training images as an attack on this network leaves them: those that are misclassified anyhow as they are.
+
+    The network is attacked as it was when this was called, whatever happens to it while batches are taken.
+    """
+    target = copy.deepcopy(network)
+
+    def made() -> Iterator[Tensor]:
+        split = data["train"].take(n)
+        for start in range(0, len(split), batch_size):
+            part = slice(start, start + batch_size)
+            labels = torch.from_numpy(split.labels[part])
+            yield attack(target, split.images(part), labels, ids=split.ids[part], seed=seed).x_adv
+
+    return made()
 
 
 @torch.no_grad()

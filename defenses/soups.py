@@ -4,6 +4,10 @@ Wortsman et al., *Model soups: averaging weights of multiple fine-tuned models i
 time*, ICML 2022, arXiv 2203.05482. What judges a greedy soup is here a choice: clean accuracy as in the paper, robust accuracy
 under a stated attack, or a mixture of both. Averages of networks from different starts are no soups: their weights are not
 connected, and the average is usually no better than chance.
+
+Batch norms have to be measured again after averaging, on inputs such as the members were trained on. A network that was trained
+against attacks has seen attacked images: statistics of clean ones alone leave its clean accuracy as it is and take half of its
+robust accuracy away, before anything is averaged (`benchmarks/beyond/soups.py` shows it).
 """
 
 from __future__ import annotations
@@ -16,7 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from defenses.base import at_least, one_of, share
-from defenses.making import Made, Maker, State, batches_of, has_batch_statistics, recompute_statistics, with_state
+from defenses.making import (
+    Made,
+    Maker,
+    State,
+    attacked_batches_of,
+    batches_of,
+    has_batch_statistics,
+    recompute_statistics,
+    with_state,
+)
 from robustbench_ext.attacks.pgd import PGD
 from robustbench_ext.data.base import Dataset
 from robustbench_ext.errors import ConfigError
@@ -52,16 +65,20 @@ class Soup(Maker):
             does not think less of the soup with it.
         strict: greedy: only if the judge thinks better of it. The paper accepts equal scores, its released code does not.
         clean: greedy: the weight of clean accuracy in the judge's score; the rest is robust accuracy. 1 is the paper's.
-        eps, norm, steps: of the PGD attack of robust accuracy, needed where clean < 1.
+        eps, norm, steps: of the PGD attack of robust accuracy, needed where clean < 1, and of the images that batch norms are
+            measured on.
         judge_n: calibration samples that the judge sees (the first, a stratified sample); None for all.
-        statistics_n: training samples that batch norms are measured on again, for every soup that is judged; 0 to average the
-            members' statistics instead.
+        statistics: what batch norms are measured on again, for every soup that is judged: "clean" training images, "attacked"
+            ones (by this attack on the soup with its members' mean statistics), or nothing: "mean" averages the members'.
+            By default attacked where `eps` is given, else clean.
+        statistics_n: training samples for it.
         batch_size: of both.
 
     Where the judge chooses, its scores are too good: what counts is measured on the test split.
     """
 
     name: ClassVar[str] = "soup"
+    version: ClassVar[int] = 2  # 2: statistics of attacked images
     least: ClassVar[int] = 1
     reference: ClassVar[str] = "arXiv 2203.05482"
 
@@ -72,6 +89,7 @@ class Soup(Maker):
     norm: str = "Linf"
     steps: int = 10
     judge_n: int | None = None
+    statistics: Literal["clean", "attacked", "mean"] | None = None
     statistics_n: int = 2000
     batch_size: int = 250
 
@@ -81,9 +99,13 @@ class Soup(Maker):
         if self.eps is not None:
             object.__setattr__(self, "eps", parse_number(self.eps, "soup: eps"))
         share(self.clean, "soup: clean")
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "statistics_n"):
             at_least(getattr(self, name), 1, f"soup: {name}")
-        at_least(self.statistics_n, 0, "soup: statistics_n")
+        if self.statistics is None:
+            object.__setattr__(self, "statistics", "clean" if self.eps is None else "attacked")
+        one_of(str(self.statistics), ("clean", "attacked", "mean"), "soup: statistics")
+        if self.statistics == "attacked" and self.eps is None:
+            raise ConfigError("soup: statistics of attacked images need a threat: eps: 8/255")
         if self.judge_n is not None:
             at_least(self.judge_n, 1, "soup: judge_n")
         if self.how == "greedy" and self.clean < 1 and self.eps is None:
@@ -93,12 +115,12 @@ class Soup(Maker):
 
     def make(self, members: Mapping[str, nn.Module], data: Dataset, seed: int) -> Made:
         if self.how == "uniform":
-            return Made(self._cook(members, list(members), data), {"ingredients": list(members)})
+            return Made(self._cook(members, list(members), data, seed), {"ingredients": list(members)})
         if "calibration" not in data.splits:
             raise ConfigError(f"soup: a greedy one is judged on the calibration split, which {data.name} lacks")
-        return self.greedy(members, data, self._judge(data, seed))
+        return self.greedy(members, data, self._judge(data, seed), seed)
 
-    def greedy(self, members: Mapping[str, nn.Module], data: Dataset, judge: Judge) -> Made:
+    def greedy(self, members: Mapping[str, nn.Module], data: Dataset, judge: Judge, seed: int = 0) -> Made:
         """The greedy recipe with any judge: maps a network to a score, higher is better."""
         scores = {name: judge(module) for name, module in members.items()}
         order = sorted(members, key=lambda name: -scores[name])  # equal ones in the order given
@@ -106,7 +128,7 @@ class Soup(Maker):
         state: State = {k: v.clone() for k, v in members[order[0]].state_dict().items()}
         path = [{"model": order[0], "alone": best, "soup": best, "kept": True}]
         for name in order[1:]:
-            candidate = self._cook(members, [*chosen, name], data)
+            candidate = self._cook(members, [*chosen, name], data, seed)
             score = judge(with_state(members[name], candidate))
             kept = score > best if self.strict else score >= best
             path.append({"model": name, "alone": scores[name], "soup": score, "kept": kept})
@@ -114,19 +136,25 @@ class Soup(Maker):
                 chosen, best, state = [*chosen, name], score, candidate
         return Made(state, {"ingredients": chosen, "score": best, "path": path})
 
-    def _cook(self, members: Mapping[str, nn.Module], names: Sequence[str], data: Dataset) -> State:
+    def _cook(self, members: Mapping[str, nn.Module], names: Sequence[str], data: Dataset, seed: int) -> State:
         """The average of some members, with statistics of its own."""
         state = average([members[name].state_dict() for name in names])
         first = members[names[0]]
-        if len(names) == 1 or not self.statistics_n or not has_batch_statistics(first):
+        if len(names) == 1 or self.statistics == "mean" or not has_batch_statistics(first):
             return state
         if "train" not in data.splits:
             raise ConfigError(
-                f"soup: batch norms are measured again on the train split, which {data.name} lacks; statistics_n: 0 averages "
+                f"soup: batch norms are measured again on the train split, which {data.name} lacks; statistics: mean averages "
                 f"the members' statistics instead"
             )
         network = with_state(first, state)
-        recompute_statistics(network, batches_of(data, self.statistics_n, self.batch_size))
+        if self.statistics == "attacked":
+            assert self.eps is not None  # noqa: S101 - refused above
+            attack = PGD(eps=self.eps, norm=self.norm, steps=self.steps, stop="never")
+            batches = attacked_batches_of(data, self.statistics_n, self.batch_size, network, attack, seed)
+        else:
+            batches = batches_of(data, self.statistics_n, self.batch_size)
+        recompute_statistics(network, batches)
         return {name: value.clone() for name, value in network.state_dict().items()}
 
     def _judge(self, data: Dataset, seed: int) -> Judge:

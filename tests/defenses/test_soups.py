@@ -9,6 +9,7 @@ from torch import nn
 
 from defenses.making import check_alike, make, make_key, recompute_statistics, with_state
 from defenses.soups import Soup, average
+from robustbench_ext.attacks.pgd import PGD
 from robustbench_ext.engine import run_suite
 from robustbench_ext.errors import ConfigError, ModelError
 from robustbench_ext.models import load_model
@@ -124,10 +125,27 @@ def test_batch_statistics_are_those_of_the_soup(digits):
     torch.testing.assert_close(soup[1].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     parts = torch.stack([part.transpose(0, 1).flatten(1).var(1) for part in seen.split(40)]).mean(0)
     torch.testing.assert_close(soup[1].running_var, parts, rtol=1e-4, atol=1e-6)
-    # With statistics_n = 0 they are averaged like everything else.
-    plain = Soup(statistics_n=0).make({"a": a, "b": b}, digits, 0).state
+    # Or they are averaged like everything else.
+    plain = Soup(statistics="mean").make({"a": a, "b": b}, digits, 0).state
     torch.testing.assert_close(plain["1.running_var"], (a[1].running_var + b[1].running_var) / 2)
     torch.testing.assert_close(plain["0.weight"], made.state["0.weight"], rtol=0, atol=0)
+
+
+def test_statistics_of_attacked_images(digits):
+    a, b = normed(0), normed(1)
+    threat = {"eps": 0.1, "steps": 3, "statistics_n": 60, "batch_size": 60}
+    made = Soup(**threat).make({"a": a, "b": b}, digits, 0)  # eps says that attacks matter
+    mean = with_state(a, Soup(statistics="mean").make({"a": a, "b": b}, digits, 0).state)
+    split = digits["train"].take(60)
+    attack = PGD(eps=0.1, norm="Linf", steps=3, stop="never")
+    attacked = attack(mean, split.images(slice(None)), torch.from_numpy(split.labels), ids=split.ids, seed=0).x_adv
+    recompute_statistics(mean, iter([attacked]))
+    for name, value in mean.state_dict().items():
+        torch.testing.assert_close(made.state[name], value, rtol=0, atol=0)
+    clean = Soup(statistics="clean", statistics_n=60, batch_size=60).make({"a": a, "b": b}, digits, 0).state
+    assert not torch.equal(clean["1.running_mean"], made.state["1.running_mean"])
+    with pytest.raises(ConfigError, match="eps: 8/255"):
+        Soup(statistics="attacked")
 
 
 def test_recomputing_leaves_everything_else_alone(digits):
