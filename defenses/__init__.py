@@ -2,6 +2,7 @@
 
 from defenses.advstyle import AdvStyle, AdvStyleModule
 from defenses.awp import AWP
+from defenses.balanced import ClassPrior
 from defenses.base import Batch, Defense, Loss, Task
 from defenses.done import DONE
 from defenses.dsu import DSU, DSUModule
@@ -13,6 +14,7 @@ from defenses.mixstyle import MixStyle, MixStyleModule
 from defenses.mixup import Mixup
 from defenses.padain import PAdaIN, PAdaINModule
 from defenses.pgd_at import PGDAT
+from defenses.self_distill import SelfDistill
 from defenses.srat import SRAT
 from defenses.standard import ERM, Standard
 from defenses.style import StyleModule, place_style
@@ -34,6 +36,7 @@ __all__ = [
     "AdvStyle",
     "AdvStyleModule",
     "Batch",
+    "ClassPrior",
     "DSUModule",
     "Defense",
     "GradientMix",
@@ -43,6 +46,7 @@ __all__ = [
     "Mixup",
     "PAdaIN",
     "PAdaINModule",
+    "SelfDistill",
     "Standard",
     "StyleModule",
     "Task",

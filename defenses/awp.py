@@ -71,6 +71,10 @@ class AWP(Defense):
     def soft_targets(self) -> bool:  # type: ignore[override]
         return bool(self.base.soft_targets)
 
+    @property
+    def class_losses(self) -> bool:  # type: ignore[override]
+        return bool(self.base.class_losses)
+
     def spec(self) -> dict[str, Any]:
         return {
             "defense": self.name,

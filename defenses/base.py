@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
@@ -57,6 +57,7 @@ class Batch:
         targets: (B, K) probabilities in the place of the labels where labels are smoothed or mixed, else None.
         steps_correct: int64 (B,), how many of the attack's `attack_steps` iterates were classified correctly before each
             step, where the defense's attack counts them.
+        class_loss: what `cross_entropy` gives in the place of cross-entropy, where a class-prior loss surrounds the defense.
     """
 
     x: Tensor
@@ -68,6 +69,7 @@ class Batch:
     targets: Tensor | None = None
     steps_correct: Tensor | None = None
     attack_steps: int = 0
+    class_loss: Callable[[Tensor, Batch], Tensor] | None = None
 
     @property
     def progress(self) -> float:
@@ -103,12 +105,14 @@ class Defense(ABC):
     Class attributes:
         select_by: the accuracy by which the trainer keeps the best epoch, "robust" or "clean".
         soft_targets: whether the loss is defined for targets that are probabilities (label smoothing, CutMix).
+        class_losses: whether its loss of labels goes through `cross_entropy`, so that a class-prior loss can take its place.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1  # part of every training's key: raise it when weights change
     select_by: ClassVar[str] = "robust"
     soft_targets: ClassVar[bool] = False
+    class_losses: ClassVar[bool] = False
     reference: ClassVar[str] = ""
 
     def spec(self) -> dict[str, Any]:
@@ -141,7 +145,11 @@ class Defense(ABC):
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Per-sample cross-entropy (B,) with the batch's labels, or with its target probabilities where it has any."""
+    """Per-sample cross-entropy (B,) with the batch's labels, or with its target probabilities where it has any; the batch's own
+    `class_loss` in its place, where it has one.
+    """
+    if batch.class_loss is not None:
+        return batch.class_loss(logits, batch)
     return F.cross_entropy(logits, batch.y if batch.targets is None else batch.targets, reduction="none")
 
 

@@ -41,6 +41,7 @@ class GAIRAT(Defense):
     burn_in: float = 0.5
 
     name: ClassVar[str] = "gairat"
+    class_losses: ClassVar[bool] = True
     reference: ClassVar[str] = "arXiv 2010.01736"
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ class PGDAT(Defense):
     """min E max_{x'} CE(f(x'), y): uniform start, cross-entropy attack in evaluation mode, loss on x' alone."""
 
     name: ClassVar[str] = "pgd-at"
+    class_losses: ClassVar[bool] = True
     soft_targets: ClassVar[bool] = True
     reference: ClassVar[str] = "arXiv 1706.06083"
 

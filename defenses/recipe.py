@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from defenses.augment import Augmentation
 from defenses.base import at_least, one_of, read_booleans, share
+from defenses.grad_noise import GradientNoise
 from robustbench_ext.attacks.threat import Threat
 from robustbench_ext.errors import ConfigError, unknown_name
 from robustbench_ext.numbers import parse_number, read_numbers
@@ -31,6 +32,7 @@ class Recipe:
         gamma: the factor of each fall, or one for each milestone.
         warmup: epochs over which the rate rises linearly to what the schedule says; 0 for none.
         clip_grad: the largest allowed norm of the gradient; None for no limit.
+        grad_noise: {eta: 0.01, gamma: 0.55} adds fading noise to clipped gradients (`defenses.grad_noise`); None for none.
         label_smoothing: the share of each label that is spread over all classes, in the loss (not in the attack).
         augmentation: see `defenses.augment.Augmentation`; {crop: 4, flip: true} is CIFAR's usual one.
         eps, norm: of the inner attack, and of the PGD attack that validates.
@@ -77,6 +79,7 @@ class Recipe:
     patience: int | None = None
     stop_on_alarm: bool = False
     deterministic: bool = False
+    grad_noise: GradientNoise | None = None
 
     def __post_init__(self) -> None:
         for name in ("milestones", "gamma"):
@@ -89,6 +92,8 @@ class Recipe:
             object.__setattr__(self, "gamma", parse_number(self.gamma, "recipe: gamma"))
         if not isinstance(self.augmentation, Augmentation):
             object.__setattr__(self, "augmentation", _augmentation(self.augmentation))
+        if self.grad_noise is not None and not isinstance(self.grad_noise, GradientNoise):
+            object.__setattr__(self, "grad_noise", _grad_noise(self.grad_noise))
         _read_plain_numbers(self)
         read_booleans(self, "recipe")
         for name, choices in CHOICES.items():
@@ -167,6 +172,16 @@ def _augmentation(options: Any) -> Augmentation:
         if name not in known:
             raise ConfigError("recipe: augmentation: " + unknown_name("option", name, known))
     return Augmentation(**options)
+
+
+def _grad_noise(options: Any) -> GradientNoise:
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"recipe: grad_noise = {options!r}, expected a mapping such as {{eta: 0.01, gamma: 0.55}}")
+    known = {f.name for f in fields(GradientNoise)}
+    for name in options:
+        if name not in known:
+            raise ConfigError("recipe: grad_noise: " + unknown_name("option", name, known))
+    return GradientNoise(**options)
 
 
 def _read_plain_numbers(recipe: Recipe) -> None:

@@ -147,6 +147,10 @@ class SRAT(Defense):
                 f"srat: b = {self.b}, tau = {self.tau}, scale = {self.scale}; expected b in [0, 1), the others > 0"
             )
 
+    @property
+    def class_losses(self) -> bool:  # type: ignore[override]
+        return self.base == "ce" and self.weights == "none"
+
     def attack(self, threat: Threat, steps: int, step_size: float | None) -> Crafter:
         return InnerAttack(threat, steps, step_size)
 
@@ -188,6 +192,8 @@ class SRAT(Defense):
         return Loss(classified + self.lam * separation, detached(classification=classified, separation=separation))
 
     def _classification(self, logits: Tensor, batch: Batch, state: Projection) -> Tensor:
+        if batch.class_loss is not None:
+            return batch.class_loss(logits, batch).mean()
         weights = state.class_weights
         if batch.progress < self.defer:
             weights = torch.ones_like(weights)

@@ -15,6 +15,7 @@ class Standard(Defense):
     """min E CE(f(x), y)."""
 
     name: ClassVar[str] = "standard"
+    class_losses: ClassVar[bool] = True
     select_by: ClassVar[str] = "clean"
     soft_targets: ClassVar[bool] = True
 

@@ -230,6 +230,10 @@ class StyleDefense(Defense):
 
     def _settle(self) -> None:
         object.__setattr__(self, "base", base_defense(self.base, self.name))
+        if isinstance(self.base, StyleDefense):
+            raise ConfigError(
+                f"{self.name}: base is {self.base.name}, a style method too; give the defense inside it, and one of the two"
+            )
         if isinstance(self.layers, str) or not all(isinstance(layer, str) for layer in self.layers):
             raise ConfigError(
                 f"{self.name}: layers = {self.layers!r}, expected a list of names such as [conv1, layer1]"
@@ -244,6 +248,10 @@ class StyleDefense(Defense):
     @property
     def soft_targets(self) -> bool:  # type: ignore[override]
         return bool(self.base.soft_targets)
+
+    @property
+    def class_losses(self) -> bool:  # type: ignore[override]
+        return bool(self.base.class_losses)
 
     def spec(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k != "base"}
@@ -305,8 +313,4 @@ def base_defense(base: Any, name: str) -> Defense:
         base = build(DEFENSES.load(inner), f"{name}: base: {inner}", options)
     if not isinstance(base, Defense):
         raise ConfigError(said)
-    if isinstance(base, StyleDefense):
-        raise ConfigError(
-            f"{name}: base is {base.name}, a style method too; give the defense inside it, and one of the two"
-        )
     return base

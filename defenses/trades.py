@@ -63,6 +63,7 @@ class TRADES(Defense):
     beta: float = 6.0
 
     name: ClassVar[str] = "trades"
+    class_losses: ClassVar[bool] = True
     soft_targets: ClassVar[bool] = True
     reference: ClassVar[str] = "arXiv 1901.08573"
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from robustbench_ext.device import float32
 from robustbench_ext.errors import ConfigError, RobustBenchExtError
 from robustbench_ext.files import seal, write_atomically
 from robustbench_ext.fingerprint import key_of
+from robustbench_ext.models import checkpoints
 from robustbench_ext.models.contract import check_images
 from robustbench_ext.models.loading import RECIPE_FILE, WEIGHTS_FILE, fingerprint_module, load_model
 from robustbench_ext.randomness import SampleRandom, sample_keys
@@ -104,8 +105,10 @@ def training_key(
 
 
 def _recipe_key(recipe: Recipe) -> dict[str, Any]:
-    """All options that the weights depend on; those of corruptions only where there are any."""
+    """All options that the weights depend on; those of corruptions and of gradient noise only where there are any."""
     told = asdict(recipe)
+    if recipe.grad_noise is None:
+        del told["grad_noise"]
     if not recipe.augmentation.corruptions:
         told["augmentation"] = {k: v for k, v in told["augmentation"].items() if k not in CORRUPTING}
     return told
@@ -122,11 +125,16 @@ def train(
     on_batch: Callable[[int, int, int], None] | None = None,
     device: str = "cpu",
     checkpoint_seconds: float = 60.0,
+    keep: Collection[int] | Literal["all"] = (),
 ) -> Path:
     """Train, keep the best epoch, write `model.safetensors`, `model.json` and the curve into the folder `out`.
 
     Training that was interrupted goes on at the last checkpoint; training that is done already is not repeated. Under
     accelerate's launcher every process calls this with the same arguments; one of them writes.
+
+    Where a training that is done lacks a checkpoint to `keep`, it is done again up to that epoch; its model stays as it is. On
+    the CPU that gives the same weights bit for bit; where it does not (another machine, a GPU), model.json says of these
+    checkpoints that they are `another` training's.
 
     Args:
         defense: the objective.
@@ -137,6 +145,8 @@ def train(
         device: "cpu", "cuda", "auto"; see `defenses.runtime`.
         checkpoint_seconds: at least so long between checkpoints within an epoch; every epoch ends with one. On several
             processes there are none within an epoch.
+        keep: epochs, from 1, after which the weights are kept as well (`robustbench_ext.models.checkpoints`), as they would
+            have been published then; an epoch that the training does not come to is left out. Nothing else depends on it.
 
     Raises:
         ConfigError: `out` holds another training run, finished or not, or the recipe asks for what the defense cannot do.
@@ -154,25 +164,44 @@ def train(
     key = training_key(defense, architecture, data, recipe, seed, runtime.world)
     out.mkdir(parents=True, exist_ok=True)
     finished = out / RECIPE_FILE
-    if finished.is_file():
-        if json.loads(finished.read_text(encoding="utf-8"))["key"] != key:
-            raise ConfigError(
-                f"{out} holds a model of another training run (other recipe, data, network or seed). "
-                f"Give another --out, or remove the folder."
-            )
-        return out
-    # One key, one kind of numbers: on a GPU PyTorch's own default would train with TF32 convolutions.
-    with float32(), _determinism(recipe.deterministic):
-        run = _Training(defense, architecture, data, recipe, seed, runtime, key, out, checkpoint_seconds)
-        run.resume()
-        while not run.is_over:
-            row = run.epoch(on_batch)
+    is_finished = finished.is_file()
+    if is_finished and json.loads(finished.read_text(encoding="utf-8"))["key"] != key:
+        raise ConfigError(
+            f"{out} holds a model of another training run (other recipe, data, network or seed). "
+            f"Give another --out, or remove the folder."
+        )
+    wanted = _wanted(keep, recipe.epochs)
+
+    def run(kept: Collection[int], until: int | None = None) -> None:
+        training = _Training(
+            defense, architecture, data, recipe, seed, runtime, key, out, checkpoint_seconds, kept, until
+        )
+        training.resume()
+        while not training.is_over:
+            row = training.epoch(on_batch)
             if on_epoch is not None and runtime.is_main:
                 on_epoch(row)
         if runtime.is_main:
-            run.publish()
+            training.publish()
         runtime.close()
+
+    # One key, one kind of numbers: on a GPU PyTorch's own default would train with TF32 convolutions.
+    with float32(), _determinism(recipe.deterministic):
+        if not is_finished:
+            run(wanted)
+        if wanted and (lacking := runtime.from_main(lambda: checkpoints.missing(out, wanted))):
+            run(lacking, max(lacking))
     return out
+
+
+def _wanted(keep: Collection[int] | Literal["all"], epochs: int) -> list[int]:
+    """The epochs to keep."""
+    if keep == "all":
+        return list(range(1, epochs + 1))
+    wanted = sorted(set(keep))
+    if any(not isinstance(epoch, int) or not 1 <= epoch <= epochs for epoch in wanted):
+        raise ConfigError(f"keep = {keep!r}, expected epochs from 1 to {epochs}, the last one of this recipe, or 'all'")
+    return wanted
 
 
 @dataclass
@@ -187,10 +216,16 @@ class _Progress:
     best_score: tuple[float, float] = (-1.0, -1.0)
     best_epoch: int = 0
     alarm: int | None = None
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class _Training:
-    """One run: what is fixed for its length, and its progress."""
+    """One run: what is fixed for its length, and its progress.
+
+    Args:
+        keep: epochs whose weights are kept.
+        until: where it does again what is finished already: the epoch that it ends with.
+    """
 
     def __init__(
         self,
@@ -203,9 +238,12 @@ class _Training:
         key: str,
         out: Path,
         checkpoint_seconds: float,
+        keep: Collection[int] = (),
+        until: int | None = None,
     ) -> None:
         self.defense, self.architecture, self.data, self.recipe = defense, architecture, data, recipe
         self.seed, self.runtime, self.key, self.out = seed, runtime, key, out
+        self.keep, self.until = keep, until
         self.split = data["train"]
         check_images(self.split.images(slice(0, min(len(self.split), 256))), f"{data.name}/train")
         self.batches = _batches(len(self.split), recipe.batch_size)
@@ -235,7 +273,8 @@ class _Training:
         """Whether there is nothing left to train."""
         p, recipe = self.progress, self.recipe
         patience = recipe.patience is not None and p.epoch - p.best_epoch >= recipe.patience
-        return p.epoch >= recipe.epochs or patience or (recipe.stop_on_alarm and p.alarm is not None)
+        last = recipe.epochs if self.until is None else self.until
+        return p.epoch >= last or patience or (recipe.stop_on_alarm and p.alarm is not None)
 
     def epoch(self, on_batch: Callable[[int, int, int], None] | None) -> dict[str, Any]:
         """The rest of the current epoch, its validation and its checkpoint; returns its row of the curve."""
@@ -279,6 +318,9 @@ class _Training:
         runtime.average_gradients(self.state)
         if recipe.clip_grad is not None:
             nn.utils.clip_grad_norm_([*self.bare.parameters(), *self.state.parameters()], recipe.clip_grad)
+        if recipe.grad_noise is not None:
+            named = [*self.bare.named_parameters(), *self.state.named_parameters(prefix="state of the defense")]
+            recipe.grad_noise.add(named, self.seed, number)
         self.optimizer.step()
         if self.average is not None and recipe.average == "ema":
             self.average.update(self.bare, recipe.average_decay)
@@ -358,6 +400,9 @@ class _Training:
             p.best_score, p.best_epoch = score, p.epoch
             with self._averaged():
                 p.best = {name: value.detach().cpu().clone() for name, value in self.bare.state_dict().items()}
+        if p.epoch in self.keep and self.runtime.is_main:
+            with self._averaged():
+                p.kept[str(p.epoch)] = self._written(checkpoints.file_of(p.epoch), self.bare.state_dict())
         return row
 
     @contextmanager
@@ -412,6 +457,8 @@ class _Training:
                 f"{self.out} holds an unfinished training of another kind (other recipe, data, network, seed or number of "
                 f"processes). Give another --out, or remove the folder."
             )
+        if self._passed_by(content["progress"]):
+            return
         self.bare.load_state_dict(content["model"])
         self.state.load_state_dict(content["state"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -421,13 +468,27 @@ class _Training:
         first, second = found.pop("best_score")
         self.progress = _Progress(**found, best_score=(first, second))
 
-    def publish(self) -> None:
-        """Write weights, curve and recipe; model.json marks the folder as finished, so it is written last."""
+    def _passed_by(self, progress: dict[str, Any]) -> bool:
+        """Whether a checkpoint of what is done again is of no use: it is past an epoch that is wanted and was not kept."""
+        kept = progress.get("kept", {})
+        return self.until is not None and any(e <= progress["epoch"] and str(e) not in kept for e in self.keep)
+
+    def _written(self, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """Write weights; returns the file's name and seal."""
         from safetensors.torch import save_file
 
+        # Cloned: safetensors refuses tensors that share memory, such as tied weights.
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+        write_atomically(self.out / name, lambda file: save_file(tensors, str(file)))
+        return {"file": name, **seal(self.out / name)}
+
+    def publish(self) -> None:
+        """Write weights, curve and recipe; model.json marks the folder as finished, so it is written last."""
+        if self.until is not None:
+            self._publish_kept()
+            return
         p = self.progress
-        weights = {name: value.cpu().contiguous() for name, value in p.best.items()}
-        write_atomically(self.out / WEIGHTS_FILE, lambda file: save_file(weights, str(file)))
+        weights = self._written(WEIGHTS_FILE, p.best)
         description = {
             "key": self.key,
             "defense": self.defense.spec(),
@@ -438,8 +499,19 @@ class _Training:
             "selected": {"epoch": p.best_epoch, "by": self.defense.select_by, "on": "calibration"},
             "alarm": p.alarm,
             "curve": p.curve,
-            "weights": {"file": WEIGHTS_FILE, **seal(self.out / WEIGHTS_FILE)},
+            "weights": weights,
         }
+        self._describe(description | ({"kept": p.kept} if p.kept else {}))
+
+    def _publish_kept(self) -> None:
+        """Add what was kept to a finished model, and say where it is another training's."""
+        described = json.loads((self.out / RECIPE_FILE).read_text(encoding="utf-8"))
+        p = self.progress
+        same = p.curve == described["curve"][: len(p.curve)]
+        added = {epoch: {**note, **({} if same else {"another": True})} for epoch, note in p.kept.items()}
+        self._describe({**described, "kept": {**described.get("kept", {}), **added}})
+
+    def _describe(self, description: dict[str, Any]) -> None:
         text = json.dumps(description, indent=1)
         write_atomically(self.out / RECIPE_FILE, lambda file: file.write_text(text, encoding="utf-8"))
         (self.out / CHECKPOINT_FILE).unlink(missing_ok=True)

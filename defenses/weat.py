@@ -66,6 +66,7 @@ class WEAT(Defense):
     normalise: bool = False
 
     name: ClassVar[str] = "weat"
+    class_losses: ClassVar[bool] = True
     soft_targets: ClassVar[bool] = True
     reference: ClassVar[str] = "arXiv 2407.06315"
 

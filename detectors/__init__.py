@@ -6,6 +6,7 @@ from detectors.dice import DICE
 from detectors.energy import Energy
 from detectors.entropy import Entropy
 from detectors.feature_squeezing import FeatureSqueezing
+from detectors.gaussian_probe import DiagonalMahalanobis
 from detectors.gradnorm import GradNorm
 from detectors.incremental import IncrementalGaussian
 from detectors.kl_matching import KLMatching
@@ -18,6 +19,7 @@ from detectors.react import ReAct
 from detectors.relative_mahalanobis import MarginalMahalanobis, RelativeMahalanobis
 from detectors.validation import Validation, with_attack, with_outliers
 from detectors.vim import ViM
+from detectors.vog import VoG
 
 __all__ = [
     "ASH",
@@ -26,6 +28,7 @@ __all__ = [
     "MSP",
     "ODIN",
     "Detector",
+    "DiagonalMahalanobis",
     "Energy",
     "Entropy",
     "FeatureSqueezing",
@@ -39,6 +42,7 @@ __all__ = [
     "RelativeMahalanobis",
     "Validation",
     "ViM",
+    "VoG",
     "with_attack",
     "with_outliers",
 ]

@@ -7,6 +7,8 @@ Nothing of shape (n, C, d) or (n, n) is ever made: n features cost n d^2 + n d C
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,16 @@ BATCH = 1 << 19  # numbers in a block of features that is scored at a time: what
 RELATIVE_ERROR = 1e-5  # of float32 scores, against float64
 SEPARATED = 4.0  # mean |m|^2 per direction, in units of the variance within a class
 CANCELLED = 0.1  # |z - m|^2 below this share of |z|^2 is computed from the difference itself
+
+
+class Distances(Protocol):
+    """Distances of features (n, d) to the classes that were fitted."""
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """min_c d_c (n,), differentiable."""
+
+    def all(self, features: Tensor) -> Tensor:
+        """d_c to every class, (n, C), float64, >= 0."""
 
 
 class ClassDistances:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.base import Detector
-from detectors.distances import PRECISIONS, ClassDistances
+from detectors.distances import PRECISIONS, ClassDistances, Distances
 from detectors.gaussian import INVERSES, TiedGaussian, whiten
 from detectors.layers import Combination, logistic
 from detectors.selection import needs_choice, numbers, separation
@@ -112,10 +112,8 @@ class Mahalanobis(Detector):
             raise DataError(f"{self.name}: fitting needs at least two labelled samples, got {len(train)}")
         self.ranks, self._notes, self._layers = {}, [], {}
         for tap in self.taps:
-            gaussian = TiedGaussian(train.logits.shape[1])
             try:
-                gaussian.update(train.features[tap], train.labels)
-                self._layers[tap] = self._gaussians(gaussian, tap)
+                self._layers[tap] = self._layer(tap, train)
             except DataError as error:
                 raise DataError(f"{self.name}: layer '{tap}': {error}") from None
         if self.weights is not None:
@@ -124,8 +122,14 @@ class Mahalanobis(Detector):
             shares = [1.0 / (len(self.taps) * max(1, self.ranks[tap])) for tap in self.taps]
             self._combine = Combination(torch.tensor(shares if len(shares) > 1 else [1.0], dtype=torch.float64))
 
-    def _gaussians(self, gaussian: TiedGaussian, tap: str) -> tuple[ClassDistances, ...]:
-        """What `_distance` needs: here the class-conditional Gaussians."""
+    def _layer(self, tap: str, train: Observations) -> tuple[Distances, ...]:
+        """What `_distance` needs of one layer's features."""
+        gaussian = TiedGaussian(train.logits.shape[1])
+        gaussian.update(train.features[tap], train.labels)
+        return self._gaussians(gaussian, tap)
+
+    def _gaussians(self, gaussian: TiedGaussian, tap: str) -> tuple[Distances, ...]:
+        """Distances under fitted Gaussians: here the class-conditional ones."""
         moments = gaussian.finish()
         options = {"inverse": self.inverse, "shrinkage": self.shrinkage, "tolerance": self.tolerance}
         whitening = whiten(moments.covariance, moments.noise, **options)  # type: ignore[arg-type]

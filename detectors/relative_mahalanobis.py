@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from detectors.distances import ClassDistances
+from detectors.distances import ClassDistances, Distances
 from detectors.gaussian import TiedGaussian, whiten
 from detectors.mahalanobis import Mahalanobis
 
@@ -26,7 +26,7 @@ class RelativeMahalanobis(Mahalanobis):
     version: ClassVar[int] = 1
     reference: ClassVar[str] = "arXiv 2106.09022"
 
-    def _gaussians(self, gaussian: TiedGaussian, tap: str) -> tuple[ClassDistances, ...]:
+    def _gaussians(self, gaussian: TiedGaussian, tap: str) -> tuple[Distances, ...]:
         return (*super()._gaussians(gaussian, tap), self._background(gaussian))
 
     def _background(self, gaussian: TiedGaussian) -> ClassDistances:

@@ -35,7 +35,11 @@ METHODS: dict[str, tuple[str, str, dict[str, str], bool]] = {
     "defenses": (
         "All defenses",
         "How they train and what came out of comparing them is in [Defenses](../defenses.md).",
-        {"defenses": "Training methods", "makers": "Models made of other models"},
+        {
+            "defenses": "Training methods",
+            "makers": "Models made of other models",
+            "regression-defenses": "Training methods of regressors",
+        },
         True,
     ),
     "detectors": (
@@ -84,6 +88,7 @@ _METRICS = (
     *(
         "distance",
         "tails",
+        "relative",
         "regression",
         "crps",
         "quantiles",
@@ -102,7 +107,15 @@ API: dict[str, tuple[str, tuple[str, ...]]] = {
         "Attacks",
         ("robustbench_ext.attacks", "robustbench_ext.attacks.base", "robustbench_ext.attacks.search"),
     ),
-    "models": ("Models", ("robustbench_ext.models", "robustbench_ext.preflight")),
+    "models": (
+        "Models",
+        (
+            "robustbench_ext.models",
+            "robustbench_ext.models.checkpoints",
+            "robustbench_ext.preflight",
+            "robustbench_ext.landscape",
+        ),
+    ),
     "data": ("Data", ("robustbench_ext.data",)),
     "metrics": (
         "Metrics",
@@ -111,11 +124,15 @@ API: dict[str, tuple[str, tuple[str, ...]]] = {
     "results": (
         "Runs and results",
         tuple(
-            f"robustbench_ext.{name}" for name in ("engine", "results", "compare", "callbacks", "settings", "errors")
+            f"robustbench_ext.{name}"
+            for name in ("engine", "results", "compare", "difficulty", "callbacks", "settings", "errors")
         ),
     ),
     "testing": ("Checks for methods of your own", ("robustbench_ext.testing",)),
-    "defenses": ("defenses", ("defenses", "defenses.base", "defenses.trainer", "defenses.recipe")),
+    "defenses": (
+        "defenses",
+        ("defenses", *(f"defenses.{name}" for name in ("base", "trainer", "recipe", "self_distill", "cs_ib"))),
+    ),
     "detectors": ("detectors", ("detectors", "detectors.base")),
     "uq": ("uq", ("uq", "uq.base", "uq.regression")),
     "reports": ("reports", ("reports",)),
@@ -422,6 +439,8 @@ def _suites() -> str:
         (module.ModelEntry, "A model"),
         (module.Training, "`train`"),
         (module.Making, "`make`"),
+        (module.Landscapes, "`landscape`"),
+        (module.Difficulty, "`difficulty`"),
     ):
         text, sections = read_docstring(inspect.getdoc(cls) or "")
         meanings = described(sections.get("Attributes", ""))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reports import comparison, tables, truth
+from reports import comparison, difficulty, ensembles, filters, landscape, longtail, tables, three_axes, truth
 from reports import uncertainty_tables as made
 from reports.tables import Cell, Column, Table
 from robustbench_ext import axes
 from robustbench_ext.axes import Axis
 from robustbench_ext.results import Compared, Row, RunResults
+from robustbench_ext.three_axes import perspectives
 
 FEW_PAIRS = 3  # pairs of models up to which one table says everything
 ESTIMATES, EVERYTHING = "results.csv", "results.json"  # where all rows are
@@ -47,6 +48,7 @@ def sections(results: RunResults) -> list[Section]:
 def _head(results: RunResults) -> list[Section]:
     headline = tables.headline(results)
     found = [Section("Headline", headline, 4)]
+    found += [Section("Three axes of robustness", three_axes.table(results), 4)] if perspectives(results) else []
     found += comparisons(results)
     seeds = replicates(results)
     if seeds is not None:
@@ -68,6 +70,9 @@ def _classification(results: RunResults) -> list[Section]:
         ("Distances", tables.distances(results), 2),
         ("Targeted attacks", tables.targeted(results), 1),
         ("Classes", tables.tails(results), 2),
+        ("Long tail", longtail.accuracies(results), 2),
+        ("Long tail, training seeds", longtail.over_seeds(results), 2),
+        ("Relative accuracy", longtail.relatives(results), 2),
         ("Corruptions", tables.corruptions(results), 2, _summaries(results, "corruptions")),
         ("Domains", tables.domains(results), 2, _summaries(results, "domains")),
         ("Calibration, clean", made.calibration_clean(results) if estimators else None, 2),
@@ -80,6 +85,13 @@ def _classification(results: RunResults) -> list[Section]:
         ("Energy", tables.energies(results), 1),
         *((t.caption.replace(": clean test inputs against", ":"), t, 1) for t in tables.detection(results)),
         ("Abstaining", tables.abstaining(results), 1),
+        *((t.caption.removesuffix(", %"), t, 1) for t in difficulty.accuracies(results)),
+        ("Difficulty of mistakes", difficulty.ranks(results), 1),
+        ("Hardest samples", difficulty.hardest(results), 1),
+        ("Loss landscape: networks", landscape.networks(results), 1),
+        ("Loss landscape: pairs", landscape.pairs(results), 1),
+        ("Ensembles", ensembles.table(results), 1),
+        ("Filters", filters.summary(results), 1),
     )
 
 

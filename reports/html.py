@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,20 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from reports import detection, pairs, robustness, tables, truth, uncertainty
+from reports import (
+    detection,
+    difficulty,
+    ensembles,
+    filters,
+    landscape,
+    pairs,
+    robustness,
+    tables,
+    three_axes,
+    truth,
+    uncertainty,
+)
+from reports.longtail import longtail
 from reports.names import clean, shorten
 from reports.spotlight import MOST, spotlight
 from reports.summary import summary
@@ -35,6 +49,7 @@ _CLASSIFICATION = (
     robustness.robustness,
     robustness.distances,
     robustness.classes,
+    longtail,
     robustness.corruptions,
     robustness.domains,
     uncertainty.calibration,
@@ -54,7 +69,9 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
         run: the content of run.json (how the run was made), or None.
         gallery: the content of gallery.json.
     """
-    parts = (*(_REGRESSION if axes.is_regression(results) else _CLASSIFICATION), training)
+    of_task = _REGRESSION if axes.is_regression(results) else _CLASSIFICATION
+    pictured = partial(difficulty.difficulty, gallery=gallery)
+    parts = (*of_task, pictured, training, landscape.landscape, filters.filters, ensembles.ensembles)
     headline = tables.headline(results)
     suite = yaml.safe_dump(run["suite"], sort_keys=False, allow_unicode=True) if run else ""
     page = (
@@ -68,6 +85,7 @@ def render_html(results: RunResults, run: dict[str, Any] | None, gallery: list[d
             findings=results.suspicions,
             suspected=_suspected(results),
             checks=len(results.preflight) + len(results.doubts),
+            opening=three_axes.opening(results),
             headline=headline,
             starred=any(cell.best for _, cells in headline.rows for cell in cells),
             summary=summary(results),

@@ -53,6 +53,12 @@ def axes(results: RunResults) -> list[Axis]:
     return _regression(results) if is_regression(results) else _classification(results)
 
 
+def own_axes(results: RunResults) -> list[Axis]:
+    """The user's own metrics on clean inputs: no part of the headline, but compared like it."""
+    names = [name for name, about in results.metrics.items() if "origin" in about]
+    return [Axis(str(results.metrics[name]["title"]), name, CLEAN) for name in names]
+
+
 def best(results: RunResults, axis: Axis) -> str | None:
     """The model that is better than every other on an axis, by comparisons that are corrected for their number; None where
     chance could be behind its lead, where there is nothing to compare, and where no direction is better. Models of which a
@@ -150,14 +156,16 @@ def interval_estimators(results: RunResults, model: str) -> list[str]:
 
 
 def main_threats(results: RunResults) -> list[dict[str, Any]]:
-    """The worst-case condition that stands for each norm: the budget that most attacks were run at, else the middle."""
+    """The worst-case condition that stands for each norm: the budget that most attacks were run at; of several such the middle
+    one, of two the larger.
+    """
     attacks = Counter((c["norm"], c["eps"]) for c in of_kind(results, "attack") if c.get("eps") is not None)
     chosen = []
     for norm in sorted({c["norm"] for c in of_kind(results, "worst-case")}):
         found = [c for c in of_kind(results, "worst-case") if c["norm"] == norm]
-        middle = found[len(found) // 2]
         most = max(attacks[norm, c["eps"]] for c in found)
-        chosen.append(middle if most == 1 else next(c for c in found if attacks[norm, c["eps"]] == most))
+        tied = [c for c in found if attacks[norm, c["eps"]] == most]
+        chosen.append(tied[len(tied) // 2])
     return chosen
 
 

@@ -234,6 +234,7 @@ OUTLIERS = Registry(
         Entry("uniform-noise", f"{_D}.outliers:uniform_noise", "every value uniform in [0, 1] (far)"),
         Entry("gaussian-noise", f"{_D}.outliers:gaussian_noise", "values N(0.5, 0.25) clipped to [0, 1] (far)"),
     ),
+    base=f"{_D}.own:own_outliers",
 )
 
 CORRUPTIONS = Registry(
@@ -276,6 +277,7 @@ MODELS = Registry(
         Entry("wide-resnet", f"{_M}.wide_resnet:wide_resnet", "wide residual network of a chosen depth and widening"),
         Entry("wide-resnet-34-10", f"{_M}.wide_resnet:wide_resnet_34_10", "WRN-34-10 as TRADES uses it"),
         Entry("trades-cnn", f"{_M}.trades_cnn:trades_cnn", "TRADES' network for 28x28 inputs, no batch norm"),
+        Entry("ensemble", f"{_M}.ensemble:ensemble", "weighted mean probability of several networks, as one network"),
     ),
 )
 
@@ -367,6 +369,16 @@ MAKERS = Registry(
             "the last layer's rows of frequent classes shortened to the others' length (Zhao 2020)",
         ),
         Entry(
+            "logit-adjust",
+            "defenses.logit_adjust:LogitAdjust",
+            "logits less the log of the class frequencies, as a shift of the last layer's bias (Menon 2021)",
+        ),
+        Entry(
+            "ensemble",
+            "defenses.ensembling:TwoTierEnsemble",
+            "weighted mean probability of its members, by family; attacked as one network (AWARE-NET)",
+        ),
+        Entry(
             "cape",
             "defenses.cape:CaPE",
             "fine-tuned towards outcome rates of its own predictions, kept at the least log-loss (Liu 2022)",
@@ -393,6 +405,11 @@ DEFENSES = Registry(
         Entry("done", "defenses.done:DONE", "doubly robust: worst-case weights, bilevel step with barrier (Sow 2024)"),
         Entry("srat", "defenses.srat:SRAT", "class weights and separated features for imbalanced data (Wang 2021)"),
         Entry(
+            "class-prior",
+            "defenses.balanced:ClassPrior",
+            "another defense with balanced softmax, class weights, LDAM-DRW or focal loss (survey 2110.04596)",
+        ),
+        Entry(
             "erm",
             "defenses.standard:ERM",
             "empirical risk minimisation: `standard` by its name in domain generalization",
@@ -411,8 +428,28 @@ DEFENSES = Registry(
             "defenses.gradient_mix:GradientMix",
             "cross-entropy on PGD inputs mixed with that on FGSM or clean ones, weight fixed or estimated",
         ),
+        Entry(
+            "self-distill",
+            "defenses.self_distill:SelfDistill",
+            "squared error to labels and to the probabilities of a teacher like it (Borup 2021)",
+        ),
     ),
     base="defenses.base:Defense",
+)
+
+# Of regressors: a suite's `defense` is looked up here where the data is a regression task.
+REGRESSION_DEFENSES = Registry(
+    "regression defense",
+    "regression_defenses",
+    (
+        Entry("standard", f"{_M}.objective:LeastSquares", "least squares on standardised targets"),
+        Entry(
+            "cs-ib",
+            "defenses.cs_ib:CSIB",
+            "Cauchy-Schwarz divergence of targets and an information bottleneck (Yu 2024)",
+        ),
+    ),
+    base=f"{_M}.objective:Objective",
 )
 
 # What a detector reads of a sample, whether it is fitted to training data, whether `adaptive` can follow its score.
@@ -452,6 +489,12 @@ DETECTORS = Registry(
             "distance under one Gaussian for all classes",
             _FITTED,
         ),
+        Entry(
+            "diagonal-mahalanobis",
+            "detectors.gaussian_probe:DiagonalMahalanobis",
+            "distance to the nearest class mean, correlations ignored: the naive-Bayes fit as a detector",
+            _FITTED,
+        ),
         Entry("knn", "detectors.knn:KNN", "distance to the k-th nearest training feature", _FITTED),
         Entry("vim", "detectors.vim:ViM", "residual outside the principal space as a virtual logit", _FITTED),
         Entry("react", "detectors.react:ReAct", "energy after clipping activations", _FITTED),
@@ -470,6 +513,12 @@ DETECTORS = Registry(
             "feature-squeezing",
             "detectors.feature_squeezing:FeatureSqueezing",
             "change of the prediction when the input is simplified",
+            _INPUTS,
+        ),
+        Entry(
+            "vog",
+            "detectors.vog:VoG",
+            "how much the predicted logit's gradient moved during the training, from kept weights",
             _INPUTS,
         ),
         Entry(
@@ -498,6 +547,11 @@ ESTIMATORS = Registry(
             "bias-variance-mix",
             "uq.bias_variance_mix:BiasVarianceMix",
             "the mean over passes mixed with the single pass, weight by held-out least squares (after BVPO)",
+        ),
+        Entry(
+            "naive-bayes-probe",
+            "uq.naive_bayes_probe:NaiveBayesProbe",
+            "naive Bayes on the features in the place of the last layer, in closed form (Zheng 2023)",
         ),
         Entry(
             "split-point",
@@ -572,6 +626,7 @@ ALL = {
     "attacks": ATTACKS,
     "corruptions": CORRUPTIONS,
     "defenses": DEFENSES,
+    "regression-defenses": REGRESSION_DEFENSES,
     "makers": MAKERS,
     "detectors": DETECTORS,
     "uq": ESTIMATORS,

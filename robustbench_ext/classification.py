@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from robustbench_ext.checks import Check
 from robustbench_ext.conditions import Condition, parse_conditions
-from robustbench_ext.data.base import Split
+from robustbench_ext.data import load_dataset
+from robustbench_ext.data.base import Dataset, Split
+from robustbench_ext.data.exchange import with_train_of
 from robustbench_ext.device import settled
-from robustbench_ext.errors import ConfigError, DataError
+from robustbench_ext.errors import ConfigError, DataError, RobustBenchExtError
 from robustbench_ext.models import LoadedModel, Observations, Taps, fingerprint_module, load_model, observe, wrap
-from robustbench_ext.preflight import PREFLIGHT_VERSION, preflight
+from robustbench_ext.preflight import PREFLIGHT_VERSION, SAMPLES, preflight
 from robustbench_ext.probes import EstimatorProbe
 from robustbench_ext.suite import ModelEntry
 from robustbench_ext.task import Columns, Task, Training
@@ -31,6 +33,7 @@ class Classification(Task):
 
     estimator: ClassVar[type[EstimatorProbe]] = EstimatorProbe
     preflight_version: ClassVar[int] = PREFLIGHT_VERSION
+    preflight_n: ClassVar[int] = SAMPLES
 
     def conditions(self, entries: Sequence[str | Mapping[str, Any]]) -> list[Condition]:
         return parse_conditions(entries)
@@ -52,7 +55,9 @@ class Classification(Task):
         if not told.defense:
             raise ConfigError(f"model '{entry.name}': train: missing defense, for example defense: standard")
         try:
-            made = plan(told.defense_name(), told.recipe, told.defense_options(), told.network, told.kwargs)
+            taught = {} if told.teacher is None else {"teacher": str(others[told.teacher].folder)}
+            options = {**told.defense_options(), **taught}
+            made = plan(told.defense_name(), told.recipe, options, told.network, told.kwargs)
         except ConfigError as error:
             raise ConfigError(f"model '{entry.name}': {error}") from None
         start = None if told.start is None else others[told.start]
@@ -65,20 +70,42 @@ class Classification(Task):
         architecture = Architecture(made.network, self.data.shape, classes, entry.mean, entry.std, kwargs)
         if start is not None:
             architecture = replace(start.architecture, start=str(start.folder))
-        key = training_key(made.defense, architecture, self.data, made.recipe, told.seed)
-        folder = models / key
+        data = self._trained_on(told.data, entry.name)
+        key = training_key(made.defense, architecture, data, made.recipe, told.seed)
+        folder, epochs = models / key, made.recipe.epochs
+        keep = tuple(range(1, epochs + 1)) if told.keep == "all" else tuple(told.keep)
+        if keep and max(keep) > epochs:
+            raise ConfigError(f"model '{entry.name}': keep: {max(keep)}, but its training has {epochs} epochs")
 
         def run(on_epoch: Callable[[dict[str, Any]], None]) -> None:
             with settled() as device:
                 train(
-                    made.defense, architecture, self.data, made.recipe, folder, told.seed, on_epoch, device=str(device)
+                    made.defense,
+                    architecture,
+                    data,
+                    made.recipe,
+                    folder,
+                    told.seed,
+                    on_epoch,
+                    device=str(device),
+                    keep=keep,
                 )
 
         fresh = start.fresh if start is not None else lambda: architecture.build(0)
-        return Training(architecture.spec, folder, made.recipe.epochs, fresh, run, entry.needs, architecture)
+        return Training(architecture.spec, folder, epochs, fresh, run, entry.needs, architecture, keep, data)
+
+    def _trained_on(self, spec: str | None, model: str) -> Dataset:
+        """The suite's data, with the train split of another one where a model names it."""
+        if spec is None:
+            return self.data
+        try:
+            return with_train_of(self.data, load_dataset(spec))
+        except RobustBenchExtError as error:
+            raise ConfigError(f"model '{model}': train: {error}") from None
 
     def _making(self, entry: ModelEntry, models: Path, others: Mapping[str, Training]) -> Training:
         from defenses.making import make, make_key
+        from defenses.trainer import Architecture
         from robustbench_ext.attacks.base import build
         from robustbench_ext.catalog import MAKERS
 
@@ -88,13 +115,24 @@ class Classification(Task):
             raise ConfigError(f"model '{entry.name}': it is made of {', '.join(told.of)} and normalises as they do")
         maker = build(MAKERS.load(told.name), told.name, told.options())
         members = [others[name] for name in told.of]
-        folder = models / make_key(maker, [m.folder for m in members], self.data, told.seed)
+        data = members[0].data
+        if len({m.data["train"].fingerprint() for m in members if "train" in m.data.splits}) > 1:
+            raise ConfigError(
+                f"model '{entry.name}': it is made of models that were trained on different data, so it is not known whose "
+                f"class frequencies and images count; name models of one train: data"
+            )
+        folder = models / make_key(maker, [m.folder for m in members], data, told.seed)
 
         def run(on_epoch: Callable[[dict[str, Any]], None]) -> None:
-            make(maker, dict(zip(told.of, (m.folder for m in members), strict=True)), self.data, folder, told.seed)
+            make(maker, dict(zip(told.of, (m.folder for m in members), strict=True)), data, folder, told.seed)
 
         first = members[0]
-        return Training(first.spec, folder, 0, first.fresh, run, told.of, first.architecture)
+        if maker.alike:
+            return Training(first.spec, folder, 0, first.fresh, run, told.of, first.architecture, data=data)
+        described = {name: m.architecture.described() for name, m in zip(told.of, members, strict=True)}
+        architecture = Architecture(**maker.architecture(described))
+        spec, fresh = architecture.spec, lambda: architecture.build(0)
+        return Training(spec, folder, 0, fresh, run, told.of, architecture, data=data)
 
     def load(self, entry: ModelEntry) -> LoadedModel:
         return load_model(
@@ -115,8 +153,8 @@ class Classification(Task):
     def load_other(self, spec: str) -> LoadedModel:
         return load_model(spec, shape=self.data.shape, num_classes=len(self.data.classes), data=self.data)
 
-    def preflight(self, model: nn.Module, seed: int) -> list[Check]:
-        return preflight(model, self.data["test"], seed=seed)
+    def preflight(self, model: nn.Module, seed: int, n: int) -> list[Check]:
+        return preflight(model, self.data["test"], n, seed)
 
     # Cells -----------------------------------------------------------------------------------------------------------
 

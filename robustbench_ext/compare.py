@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from robustbench_ext import __version__
-from robustbench_ext.axes import CLEAN, Axis, axes, model_names
+from robustbench_ext.axes import CLEAN, Axis, axes, model_names, own_axes
 from robustbench_ext.errors import ConfigError, DataError, unknown_name
 from robustbench_ext.index import Index, Recorded, Stored
 from robustbench_ext.metrics import decision, paired
@@ -25,6 +25,7 @@ from robustbench_ext.metrics.estimate import LEVEL
 from robustbench_ext.per_sample import Area, Mean, Resampled, Share, Statistic, statistic
 from robustbench_ext.results import Compared, RunResults, finite
 from robustbench_ext.seeds import between_seeds
+from robustbench_ext.three_axes import perspectives
 
 Family = Literal["axis", "all"]
 
@@ -48,15 +49,15 @@ class Side:
 
 
 def compare_models(records: Recorded, results: RunResults) -> list[Compared]:
-    """All pairs of a run's models on the axes of its headline, corrected for their number on each axis.
+    """All pairs of a run's models on the axes of headline and opening figure, corrected for their number on each axis.
 
     Models that are trained several times are compared as such, between seeds; they are left out of the pairs among each other.
     """
     several = {str(m["name"]) for m in results.models if m.get("replicate_of")}
     sides = [Side(records, results, name, name) for name in model_names(results)]
     pairs = [(b, a) for a, b in combinations(sides, 2) if not {a.model, b.model} <= several]
-    found = compare(pairs, axes(results), "axis")
-    return [*found, *between_seeds(results, axes(results))]
+    wanted = [*axes(results), *(p.question for p in perspectives(results)), *own_axes(results)]
+    return [*compare(pairs, wanted, "axis"), *between_seeds(results, wanted)]
 
 
 def compare(pairs: Sequence[tuple[Side, Side]], wanted: Iterable[Axis], family: Family) -> list[Compared]:
@@ -202,7 +203,7 @@ def compare_runs(
         common: leave out conditions that differ instead of refusing.
 
     Raises:
-        ConfigError: the runs measured something else; the message lists the differences.
+        ConfigError: the runs measured something else; the message lists the differences. Or records are missing or damaged.
     """
     first, *others = [Run.read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     sides: list[tuple[Side, Side]] = []
@@ -225,10 +226,15 @@ def compare_runs(
         if not chosen:
             raise ConfigError(f"{first.name} has one model only: name a second run, or a run with several models")
         sides = [(first.side(new, new), first.side(old, old)) for old, new in chosen]
-    wanted = [
-        a for a in (_everything(first.results) if everything else axes(first.results)) if a.condition not in left_out
-    ]
+    asked = _everything(first.results) if everything else [*axes(first.results), *own_axes(first.results)]
+    other_code = _other_code(first, others)
+    notes += other_code.values()
+    wanted = [a for a in asked if a.condition not in left_out and a.metric not in other_code]
     wanted = [a for a in wanted if not left_out & set(_over(first.results, a.condition))]
+    for side in (side for pair in sides for side in pair):
+        behind = {CLEAN, *(label for a in wanted for label in (a.condition, *_over(side.results, a.condition)))}
+        if isinstance(side.records, Stored):
+            side.records.check(side.model, behind, {a.probe_of(side.model).partition(" · ")[0] for a in wanted})
     return ComparedRuns(
         generator={"name": "robustbench-ext", "version": __version__},
         runs=[
@@ -239,6 +245,18 @@ def compare_runs(
         comparisons=compare(sides, wanted, "all"),
         notes=[*dict.fromkeys(notes), *_distrusted(sides)],
     )
+
+
+def _other_code(first: Run, others: Sequence[Run]) -> dict[str, str]:
+    """Metrics of the user's own that are not the same in all runs, each with a note."""
+    found: dict[str, str] = {}
+    for name in (axis.metric for axis in own_axes(first.results)):
+        for run in others:
+            theirs = run.results.metrics.get(name)
+            if theirs is None or theirs.get("version") != first.results.metrics[name].get("version"):
+                why = "has it not" if theirs is None else "has it with another source"
+                found[name] = f"metric {name}, not compared: {run.name} {why}"
+    return found
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

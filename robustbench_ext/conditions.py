@@ -296,7 +296,8 @@ class OfDomain(Condition):
 
 @dataclass(frozen=True)
 class Outliers(Condition):
-    """Inputs of no class: a bundled set, or the test split of another dataset, such as torchvision:SVHN.
+    """Inputs of no class: a bundled set, the test split of another dataset, such as torchvision:SVHN, or what a function of the
+    user's own gives, `file.py:make_inputs`.
 
     `distance` says whether they are near the data or far from it, where that is known; reports keep the two apart.
     """
@@ -320,7 +321,9 @@ class Outliers(Condition):
         return {"condition": "outliers", "name": self.name}
 
     def facts(self) -> dict[str, Any]:
-        return {"outliers": self.name, "distance": self.distance}
+        own = not names_dataset(self.name) and OUTLIERS.label(self.name) != self.name
+        origin = {"origin": self.name} if own else {}
+        return {"outliers": OUTLIERS.label(self.name) if own else self.name, "distance": self.distance, **origin}
 
     def apply(
         self, model: nn.Module, x: Tensor, y: Tensor, ids: np.ndarray, seed: int, clean: Tensor | None, batch_size: int
@@ -452,9 +455,8 @@ def _outliers(names: Any, rest: Mapping[str, Any]) -> list[Condition]:
         raise ConfigError(f"outliers: distance = {distance!r}, expected near or far")
     made: list[Condition] = []
     for name in map(str, listed_values(names, "outliers")):
-        if not names_dataset(name):
-            OUTLIERS.get(name)
-        made.append(Outliers(f"outliers {name}", name, n, distance or DISTANCE.get(name)))
+        label = name if names_dataset(name) else OUTLIERS.label(OUTLIERS.get(name).name)
+        made.append(Outliers(f"outliers {label}", name, n, distance or DISTANCE.get(name)))
     return made
 
 

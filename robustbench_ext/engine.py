@@ -18,11 +18,11 @@ from typing import Any
 
 from torch import nn
 
-from robustbench_ext import __version__
+from robustbench_ext import __version__, landscape_cards
 from robustbench_ext.callbacks import Callback, Callbacks
 from robustbench_ext.checks import verdict
 from robustbench_ext.data.given import given_dataset
-from robustbench_ext.errors import ConfigError, RobustBenchExtError, StoppedError
+from robustbench_ext.errors import ConfigError, RobustBenchExtError, StoppedError, line_of_user
 from robustbench_ext.evaluate import CLEAN, GIVEN, Cell, Context, Given
 from robustbench_ext.execute import HELD, NOT_STARTED, Failure, Hooks, Job, WorkError, run_jobs
 from robustbench_ext.executors import CLUSTERS, make_executor
@@ -86,7 +86,8 @@ def work(payload: Payload) -> dict[str, Any]:
 
     Args:
         payload: kind, run folder, suite, what, and where it comes from (`run`, `version`, `cwd`, `settings`). What is a
-            model's name for the kinds "train" and "check", and the fields of a `Cell` for "cell".
+            model's name for the kinds "train" and "check", the fields of a `Cell` for "cell", a scorer's name and a chunk for
+            "score", a unit's title for "landscape".
 
     Returns:
         What a progress line says. `reused` where everything was there already; `HELD` where another run is at it.
@@ -105,7 +106,7 @@ def work(payload: Payload) -> dict[str, Any]:
                 return _work(kind, _context(folder, suite, origin["run"]), what) if mine else {HELD: True}
         except (Exception, SystemExit) as error:
             full = is_disk_full(error)
-            message = f"{type(error).__name__}: {error}"
+            message = f"{type(error).__name__}: {error}{line_of_user(error)}"
             if full:
                 message = (
                     f"no space left on the device that holds {folder} ({error}). What was computed before is kept: make room, "
@@ -144,6 +145,11 @@ def _go_to(cwd: str, folder: str) -> None:
 def _work(kind: str, context: Context, what: Any) -> dict[str, Any]:
     if kind == "train":
         return _train(context, what)
+    if kind == "landscape":
+        return landscape_cards.compute(context, what)
+    if kind == "score":
+        assert context.scoring is not None  # noqa: S101 - it gave this work out
+        return context.scoring.compute(*what)
     started = time.perf_counter()
     if kind == "check":
         checks = context.preflight(what)
@@ -355,11 +361,11 @@ class _Runner:
                 ]
             )
             self._leave_out_probes()
-            jobs = []
+            jobs = self._score_jobs()
             for name in self.context.evaluated:
                 if name not in self.log.broken:
                     jobs += self._model_jobs(name)
-            self._wave(jobs)
+            self._wave(jobs + self._landscape_jobs())
         finally:
             self._leave()
             if self._leases.clear():
@@ -385,6 +391,42 @@ class _Runner:
             kept_suite = suite.model_copy(update={"detectors": detectors, "uq": uq})
             self.context = Context(kept_suite, self.context.folder, self.context.given)
             self._suite = self.context.suite.model_dump(by_alias=True, mode="json")
+
+    def _landscape_jobs(self) -> list[Job]:
+        """What is missing of loss landscapes, after the checks of their models."""
+        jobs = []
+        for title, unit in landscape_cards.units(self.context).items():
+            if self.log.refused.intersection(unit.models):
+                continue  # a note says so
+            try:
+                done = landscape_cards.is_done(self.context, unit)
+            except RobustBenchExtError as error:
+                lost = [name for name in unit.models if name in self.log.broken]
+                self._fail(title, f"{', '.join(lost)} could not be trained" if lost else str(error))
+                continue
+            self.log.reused += done
+            if not done:
+                needs = frozenset(job_id("check", name) for name in unit.models)
+                jobs.append(self._job("landscape", title, title, needs))
+        return jobs
+
+    def _score_jobs(self) -> list[Job]:
+        """Difficulty scores of the test samples, as far as they are missing and their models are there."""
+        scoring, jobs = self.context.scoring, list[Job]()
+        if scoring is None:
+            return jobs
+        for name in scoring.asked.models:
+            try:
+                done = [scoring.is_done(name, chunk) for chunk in range(scoring.chunks)]
+            except RobustBenchExtError as error:
+                why = "its training failed" if name in self.log.broken else str(error)
+                self._fail(f"difficulty scores by {name}", why)
+                continue
+            self.log.reused += sum(done)
+            for chunk in (chunk for chunk, there in enumerate(done) if not there):
+                part = f" part {chunk + 1}" if chunk else ""
+                jobs.append(self._job("score", (name, chunk), f"{name} · {scoring.asked.score} scores{part}"))
+        return jobs
 
     def _model_jobs(self, name: str) -> list[Job]:
         try:
@@ -448,10 +490,10 @@ class _Runner:
                 "factory, or load fixed weights in it.",
             )
         if facts.get("reused"):
-            self.log.reused += kind == "cell"
+            self.log.reused += kind in ("cell", "score", "landscape")
         else:
             self.log.trained += kind == "train"
-            self.log.computed += kind == "cell"
+            self.log.computed += kind in ("cell", "score", "landscape")
         if facts.get("halved"):
             wanted = self.context.suite.batch_size
             self.hooks.message(f"{job.title}: out of memory with batch_size {wanted}; goes on with {facts['halved']}")
@@ -477,7 +519,8 @@ class _Runner:
             if kind == "train":
                 self.log.broken.add(what)
             name = what if isinstance(what, str) else what[0]
-            if name not in self.log.refused:
+            names = landscape_cards.units(self.context)[what].models if kind == "landscape" else (name,)
+            if not self.log.refused.intersection(names):
                 self._fail(job.title, failure.error, failure.traceback)
             if not failure.error.startswith(NOT_STARTED):
                 self._line(count, len(jobs), job.title, {"error": failure.error})

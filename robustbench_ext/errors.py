@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+_OURS = [Path(__file__).parents[1] / name for name in ("robustbench_ext", "defenses", "detectors", "uq", "reports")]
+_PYTHON = Path(os.__file__).parent
 
 
 class RobustBenchExtError(Exception):
@@ -50,3 +56,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, longer or names, n=1, cutoff=0.0 if longer else 0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}."
+
+
+def line_of_user(error: BaseException) -> str:
+    """Where code of the user's own went wrong, ` (net.py, line 12)`: the innermost frame that belongs neither to this project
+    nor to Python nor to an installed package. Empty where there is none, and for errors of ours: their message says what to do.
+    """
+    if isinstance(error, RobustBenchExtError):
+        return ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        installed = {"site-packages", "dist-packages"}.intersection(file.parts)
+        if not (installed or frame.filename.startswith("<") or {_PYTHON, *_OURS}.intersection(file.parents)):
+            return f" ({file.name}, line {frame.lineno})"
+    return ""

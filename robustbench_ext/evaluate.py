@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_ext import __version__, device, fingerprint, reach
+from robustbench_ext import __version__, device, fingerprint, landscape_cards, reach
 from robustbench_ext.catalog import ATTACKS
 from robustbench_ext.checks import Check
 from robustbench_ext.classification import Classification
@@ -25,15 +25,19 @@ from robustbench_ext.conditions import Condition, Inputs, UnderAttack, is_availa
 from robustbench_ext.data import Dataset, Split, load_dataset
 from robustbench_ext.data.base import REGRESSION
 from robustbench_ext.errors import ConfigError, ModelError, RobustBenchExtError, unknown_name
-from robustbench_ext.memory import BatchSizes
-from robustbench_ext.models import LoadedModel
+from robustbench_ext.memory import BatchSizes, fitting
+from robustbench_ext.models import LoadedModel, checkpoints
 from robustbench_ext.probes import Fitting, Probe, Shown, has_gradient, no_gradient, parse_probes, scorer
 from robustbench_ext.records import RecordStore
 from robustbench_ext.regression import Regression
+from robustbench_ext.scoring import Scoring
 from robustbench_ext.suite import ModelEntry, Suite
 from robustbench_ext.task import Columns, Task, Training
 from robustbench_ext.validation import SPLIT as VALIDATION
 from robustbench_ext.validation import ValidationData
+
+if TYPE_CHECKING:
+    from robustbench_ext.own_metrics import OwnMetric
 
 RECORD_VERSION = 1
 PREVIEWS = 8  # inputs kept as small images for the report's gallery
@@ -104,6 +108,7 @@ class Context:
         }
         self.probes = parse_probes(suite.detectors, suite.uq, self.task.estimator)
         self.metrics = self.task.metrics(suite.metrics)
+        self.scoring = None if suite.difficulty is None else Scoring(self, suite.difficulty)
         self.store = RecordStore(folder / "records")
         self._sizes = BatchSizes(folder, suite.batch_size)
         self._models: dict[str, LoadedModel] = {}
@@ -114,6 +119,7 @@ class Context:
         self._unfit_keys: dict[tuple[str, str], str] = {}
         self._keys: dict[Cell, str] = {}
         self._probe_keys: dict[tuple[Cell, str], str] = {}
+        self._checkpoints: dict[str, dict[int, dict[str, Any]]] = {}
         self._splits: dict[tuple[str, str], Split] = {}
         self._validations: dict[str, ValidationData] = {}
 
@@ -159,9 +165,10 @@ class Context:
         return bool(self.lacks(model) and reach.why_not(part, self.lacks(model)))
 
     def lacks(self, model: str) -> frozenset[str]:
-        """What a model of the suite has not; see `robustbench_ext.reach`. What the run trains or makes has everything."""
+        """What a model of the suite has not; see `robustbench_ext.reach`. What the run trains or makes is not there yet."""
         if model not in self._lacks:
-            self._lacks[model] = frozenset()
+            planned = self.training.get(model)
+            self._lacks[model] = frozenset() if planned is None else reach.lacks_by_design(planned.architecture)
             if self.data.task != REGRESSION and self.entry(model).spec is not None:
                 with suppress(RobustBenchExtError):  # it cannot be loaded: the run says so, and goes on with the others
                     self._lacks[model] = reach.lacks(self.model(model).module)
@@ -224,6 +231,11 @@ class Context:
 
     def _placed_member(self, name: str, probe: Probe) -> nn.Module:
         return self.placed(name) if name in self.names else self._other(name, probe).module.to(device.current())
+
+    def _placed_checkpoints(self, model: str, probe: Probe) -> list[nn.Module]:
+        folder = self.training[model].folder
+        loaded = [checkpoints.load_checkpoint(folder, epoch).module for epoch in self._kept(model, probe)]
+        return [network.to(device.current()) for network in loaded]
 
     @property
     def names(self) -> list[str]:
@@ -323,10 +335,20 @@ class Context:
         found: dict[str, Any] = {"probe": probe.spec(), "fitted on": fitted}
         if probe.members:
             found["members"] = [member.fingerprint for member in self.members(probe)]
+        if probe.checkpoints:
+            found["checkpoints"] = {str(epoch): note["sha256"] for epoch, note in self._kept(model, probe).items()}
         if probe.validate is not None:
             chosen = self.validation(probe).identity(self.suite.seed, self.suite.batch_size)
             found["chosen on"] = {"model": self.model(model).fingerprint, **chosen}
         return found
+
+    def _kept(self, model: str, probe: Probe) -> dict[int, dict[str, Any]]:
+        """The weights after epochs of a model's training that a probe looks at, as far as they are there."""
+        if model not in self._checkpoints:  # asked for by every key, and every file would be hashed
+            self._checkpoints[model] = checkpoints.kept(self.training[model].folder)
+        kept = self._checkpoints[model]
+        wanted = self.training[model].keep if probe.checkpoints == "all" else probe.checkpoints
+        return {int(epoch): kept[int(epoch)] for epoch in wanted if int(epoch) in kept}
 
     def validation(self, probe: Probe) -> ValidationData:
         """What a probe with `validate` chooses its parameters on."""
@@ -340,6 +362,12 @@ class Context:
         if (cell, probe.label) not in self._probe_keys:
             self._probe_keys[cell, probe.label] = fingerprint.key_of(self.probe_identity(cell, probe))
         return self._probe_keys[cell, probe.label]
+
+    def metric_key(self, model: str, condition: str, metric: OwnMetric) -> str:
+        """The key of what a metric of the user's own gives for each sample of a condition."""
+        cells = [Cell(model, condition, "test", c) for c in range(self.chunks(self.conditions[condition], "test"))]
+        said = {"kind": "metric", "version": RECORD_VERSION, "metric": [metric.name, metric.version]}
+        return fingerprint.key_of({**said, "observations": [self.observation_key(cell) for cell in cells]})
 
     def probe(self, label: str) -> Probe:
         """The probe of that label."""
@@ -483,6 +511,7 @@ class Context:
                 lambda split: (self.task.inputs(self.data[split], slice(None)), self.data[split].ids),
                 [self._placed_member(name, probe) for name in probe.members],
                 validation,
+                self._placed_checkpoints(model, probe) if probe.checkpoints else (),
             )
             self._fitted[model, probe.label] = probe.fit(fitting)
         return self._fitted[model, probe.label]
@@ -530,8 +559,15 @@ class Context:
         """A model's checks, made once."""
         key = self.preflight_key(model)
         if not self.store.has(key):
+            who, n = self._who(model), self.task.preflight_n
+            fits = self._sizes.of(who)
             with device.settled():
-                checks = self.task.preflight(self.placed(model), self.suite.seed)
+                # On fewer samples only where memory is short: no result may depend on the suite's batch size.
+                checks, _ = fitting(
+                    lambda size: self.task.preflight(self.placed(model), self.suite.seed, size),
+                    min(n, fits) if fits < self.suite.batch_size else n,
+                    halved=lambda size: self._sizes.note(who, size),
+                )
             meta = {"what": f"{model} · preflight", "device": self._device(model)}
             self.store.save(key, {}, {**meta, "checks": [vars(c) for c in checks]})
         return [Check(**check) for check in self.store.meta(key)["checks"]]
@@ -549,7 +585,13 @@ class Context:
             if condition.against is not None:
                 self._validate_against(condition, condition.against)
         self.task.refuse(self)
-        if self.training and "train" not in self.data.splits:
+        if self.scoring is not None:
+            self.scoring.validate()
+        if self.suite.landscape:
+            landscape_cards.validate(self)
+        if "train" not in self.data.splits and any(
+            t.data is None or t.data is self.data for t in self.training.values()
+        ):
             raise ConfigError(f"{self.suite.data} has no train split, but the suite trains {', '.join(self.training)}")
 
     def _validate_probe(self, probe: Probe) -> None:
@@ -562,6 +604,7 @@ class Context:
         for model in self.evaluated:
             if probe in self.probes_of(model):
                 probe.beside(model).fresh()
+                self._validate_checkpoints(model, probe)
         for member in probe.members:
             if member not in self.names:
                 self._other(member, probe)  # the suite's own are there once they are trained
@@ -572,6 +615,15 @@ class Context:
                     f"{self.suite.data} lacks. Add such a split to the data, or leave out validate."
                 )
             self.validation(probe)
+
+    def _validate_checkpoints(self, model: str, probe: Probe) -> None:
+        keep = self.training[model].keep if model in self.training else ()
+        wanted = keep if probe.checkpoints == "all" else probe.checkpoints
+        if probe.checkpoints and (len(wanted) < 2 or not set(keep).issuperset(wanted)):
+            raise ConfigError(
+                f"{probe.kind} '{probe.label}' looks at epochs {probe.checkpoints} of a model's training, and of '{model}' the "
+                f"run keeps {', '.join(map(str, keep)) or 'none'}: give it keep: all in its train, or name others with only:"
+            )
 
     def _validate_against(self, condition: Condition, against: str) -> None:
         labels = [probe.label for probe in self.probes]

@@ -147,6 +147,8 @@ class _Running:
                 )
             elif all(name in self._done or name not in self._known for name in job.after):
                 del self._waiting[job.id]
+                if room == 1:  # `submit` may be the work itself
+                    self._hooks.tick([job])
                 self._running[self._executor.submit(self._work, job.payload)] = job
 
     def _settle(self, job: Job, future: Future[Any]) -> None:

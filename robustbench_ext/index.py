@@ -8,7 +8,8 @@ measured the same thing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,6 +34,9 @@ class Recorded(Protocol):
     def probe(self, model: str, condition: str, label: str) -> Columns:
         """What a probe read there."""
 
+    def own(self, model: str, condition: str, metric: str) -> np.ndarray | None:
+        """What a metric of the user's own gave for each sample, float64 or bool (n,); None where it could not."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -47,11 +51,15 @@ class IndexedCondition(_Part):
 
 
 class IndexedModel(_Part):
-    """Keys of records: by condition, and for probes by label and condition. What is not complete is not there."""
+    """Keys of records: by condition, and for probes by label and condition. What is not complete is not there.
+
+    `metrics` are those of the user's own, by name and condition: what they gave, so that comparing runs runs no code of theirs.
+    """
 
     fingerprint: str
     observations: dict[str, list[str]]
     probes: dict[str, dict[str, list[str]]]
+    metrics: dict[str, dict[str, str]] = {}
 
 
 class Index(_Part):
@@ -111,7 +119,19 @@ def _model(context: Context, name: str) -> IndexedModel:
         found.observations[label] = [context.observation_key(cell) for cell in cells]
         for probe in context.probes_read(name):
             found.probes.setdefault(probe.label, {})[label] = [context.probe_key(cell, probe) for cell in cells]
+        for metric in context.metrics:
+            if context.store.has(key := context.metric_key(name, label, metric)):
+                found.metrics.setdefault(metric.name, {})[label] = key
     return found
+
+
+def _finite(value: Any) -> Any:
+    """A JSON-like value with null for what the index cannot hold: an infinite budget."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Stored:
@@ -132,6 +152,11 @@ class Stored:
         keys = self._model(model).probes.get(label, {}).get(condition)
         return self._joined(keys, f"{label} of {model} under {condition}")
 
+    def own(self, model: str, condition: str, metric: str) -> np.ndarray | None:
+        """See `Recorded`."""
+        key = self._model(model).metrics.get(metric, {}).get(condition)
+        return None if key is None else self._store.load(key, ["value"])["value"]
+
     def _model(self, model: str) -> IndexedModel:
         if model not in self.index.models:
             raise ConfigError(
@@ -139,9 +164,40 @@ class Stored:
             )
         return self.index.models[model]
 
+    def check(self, model: str, conditions: Iterable[str], probes: Iterable[str] = ()) -> None:
+        """Whether the records that the index names are there, whole, and of what it says.
+
+        Raises:
+            ConfigError: which are not, and what to run.
+        """
+        indexed, wrong = self._model(model), dict[str, str]()
+        for label in sorted(set(conditions) & set(indexed.observations)):
+            said = {"model": indexed.fingerprint, "condition": self.index.conditions[label].spec}
+            for key in indexed.observations[label]:
+                if (text := self._wrong(key, said)) is not None:
+                    wrong.setdefault(f"{model} under {label}", text)
+            for probe in sorted(set(probes) & set(indexed.probes)):
+                if any(self._wrong(key, {}) is not None for key in indexed.probes[probe].get(label, [])):
+                    wrong.setdefault(f"{probe} of {model} under {label}", "missing or damaged")
+        if wrong:
+            named = "; ".join(f"{what}: {text}" for what, text in list(wrong.items())[:3])
+            more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ConfigError(
+                f"{self._folder}: {INDEX} names records that do not fit: {named}{more}. Run the suite again into this folder "
+                f"(rbx run SUITE --out {self._folder}): it computes what is missing, and nothing else."
+            )
+
+    def _wrong(self, key: str, said: dict[str, Any]) -> str | None:
+        """What is wrong with a record; None where nothing is."""
+        if not self._store.has(key):
+            return "missing or damaged"
+        identity = self._store.meta(key).get("identity") or {}
+        differing = [n for n, value in said.items() if n in identity and _finite(identity[n]) != _finite(value)]
+        return f"of another {differing[0]}" if differing else None
+
     def _named(self, keys: list[str]) -> np.ndarray:
         """The ids that records hold, whatever the index says of them: one array for all that hold the same ones."""
-        found = np.concatenate([self._store.load(key)["id"] for key in keys])
+        found = np.concatenate([self._store.load(key, ["id"])["id"] for key in keys])
         return self._ids.setdefault(hashlib.sha256(found.tobytes()).hexdigest(), found)
 
     def _joined(self, keys: list[str] | None, what: str, ids: Callable[[], np.ndarray] | None = None) -> Table:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from robustbench_ext import detection_rows, measure_regression, measure_truth, measure_uncertainty
+from robustbench_ext import (
+    detection_rows,
+    measure_axes,
+    measure_difficulty,
+    measure_regression,
+    measure_relative,
+    measure_truth,
+    measure_uncertainty,
+)
 from robustbench_ext.conditions import Condition, UnderAttack
 from robustbench_ext.data.corruptions.levels import FIFTEEN
 from robustbench_ext.doubts import Attacked, access_of, doubts
 from robustbench_ext.evaluate import CLEAN, PREVIEWS, Context
-from robustbench_ext.measured import Columns, Measured, Place, Tables, rounded, row, rows
+from robustbench_ext.measured import Columns, Measured, Place, Tables, png, rounded, row, rows
 from robustbench_ext.measured import correct as correct  # where others look for it
 from robustbench_ext.metrics import METRICS, Estimate, audit, corruption, distance, energy, tails
 from robustbench_ext.metrics import classification as cls
 from robustbench_ext.metrics import detection as det
 from robustbench_ext.metrics.resampling import resampled_mean
+from robustbench_ext.models.black_box import CLIP, FLAT
 from robustbench_ext.numbers import format_number
 from robustbench_ext.own_metrics import measure_own
 from robustbench_ext.probes import CLASSIFIER
 from robustbench_ext.results import Cost, Finding
+from robustbench_ext.suite import Shots
 
 HISTOGRAM_BINS = 40
 RIGHT = "classified correctly"  # the group of clean samples that attacks work on
@@ -50,7 +58,7 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
                 _classifier(out, context, model, condition, columns)
                 if "audit" not in columns:  # an audit leaves most samples without a verdict of their own
                     measure_uncertainty.estimators(out, context, tables, model, label)
-                    measure_own(out, context.metrics, model, label, columns)
+                    measure_own(out, context, model, label, columns)
                 measure_truth.classifier(out, context, tables, model, condition)
             if _target(condition) != "none":
                 _targeted(out, tables, model, condition, columns)
@@ -69,8 +77,11 @@ def measure(context: Context, models: Sequence[str]) -> Measured:
                 )
         _worst_cases(out, context, tables, model, set(done))
         _shifts(out, context, tables, model, set(done))
+        measure_axes.three_axes(out, context, tables, model, set(done))
         _doubts(out, context, tables, model, done)
         _gallery(out, tables, model, done)
+    measure_relative.relative(out, context, tables, models)
+    measure_difficulty.measure(out, context, tables, models)
     return out
 
 
@@ -86,6 +97,8 @@ def _accuracies(
     out.rows.append(row(model, condition, CLASSIFIER, "worst_class_accuracy", worst, group=classes[k]))
     balanced = tails.balanced_accuracy(right, y, len(classes))
     out.rows.append(row(model, condition, CLASSIFIER, "balanced_accuracy", balanced))
+    harmonic = tails.harmonic_accuracy(right, y, len(classes))
+    out.rows.append(row(model, condition, CLASSIFIER, "harmonic_accuracy", harmonic))
     tail, lowest = tails.tail_accuracy(right, y, len(classes))
     out.rows.append(row(model, condition, CLASSIFIER, "tail30_accuracy", tail, group=_named(classes, lowest)))
     for group, members in _shots(context).items():
@@ -99,7 +112,8 @@ def _shots(context: Context) -> dict[str, np.ndarray]:
     """Groups of classes by their training samples, where the train split is there and imbalanced."""
     if "train" not in context.data.splits:
         return {}
-    return tails.class_groups(np.bincount(context.data["train"].labels, minlength=len(context.data.classes)))
+    cuts = {} if context.suite.shots is None else context.suite.shots.model_dump()
+    return tails.class_groups(np.bincount(context.data["train"].labels, minlength=len(context.data.classes)), **cuts)
 
 
 def _named(classes: Sequence[str], members: np.ndarray) -> str:
@@ -245,31 +259,56 @@ def _detectors(out: Measured, context: Context, tables: Tables, model: str, cond
         for probe in context.probes_read(model)
         if probe.kind == "detector"
     }
+    void = _void(context, tables, model)
     if condition.kind == CLEAN:
         for probe, metric, estimate, _ in detection_rows.false_alarms(detectors):
-            Place(out, model, CLEAN, probe).row(metric, estimate)
+            Place(out, model, CLEAN, probe).row(metric, _unless(void.get(probe), estimate))
         return
     clean = measure_uncertainty.scores(context, tables, model, CLEAN)
     here = measure_uncertainty.scores(context, tables, model, label)
     # Estimators are fitted on the calibration split, so no alarm threshold can be set on it.
     uncertainties = {name: detection_rows.Scores(clean[name], here[name][chosen], None) for name in clean}
     for scores in (detectors, uncertainties):
-        _separated(out, model, label, scores, int(chosen.sum()))
+        _separated(out, model, label, scores, int(chosen.sum()), void)
     for probe, s in detectors.items():
-        if len(s.unknown):
+        if len(s.unknown) and probe not in void:
             Place(out, model, label, probe).curve("scores", _histogram(s.clean, s.unknown))
 
 
 def _separated(
-    out: Measured, model: str, condition: str, scores: dict[str, detection_rows.Scores], n_unknown: int
+    out: Measured,
+    model: str,
+    condition: str,
+    scores: dict[str, detection_rows.Scores],
+    n_unknown: int,
+    void: Mapping[str, str],
 ) -> None:
     for probe, metric, estimate, extra in detection_rows.separation(scores):
         fields = {"against": CLEAN, "n_unknown": n_unknown, **extra}
-        Place(out, model, condition, probe).row(metric, estimate, **fields)
+        why = void.get(probe, void.get(extra.get("against", "")))
+        Place(out, model, condition, probe).row(metric, _unless(why, estimate), **fields)
     for probe, s in scores.items():
-        if len(s.unknown):
+        if len(s.unknown) and probe not in void:
             band = zip(("fpr", "tpr", "low", "high"), det.roc_band(s.clean, s.unknown), strict=True)
             Place(out, model, condition, probe).curve("roc", {name: rounded(values) for name, values in band})
+
+
+def _void(context: Context, tables: Tables, model: str) -> dict[str, str]:
+    """Detectors whose scores of this model are rounding errors around nothing, and why: what ranks them says nothing."""
+    found = {}
+    flat = max(FLAT, len(context.data.classes) * CLIP)
+    for probe in context.probes_read(model):
+        if probe.name != "energy" or dict(probe.parameters).get("reading") == "joint":
+            continue
+        if np.abs(tables.probe(model, CLEAN, probe.label)["score"]).max() < flat:
+            found[probe.label] = (
+                "the model gives log-probabilities, whose energy is 0 for every input; take msp or entropy"
+            )
+    return found
+
+
+def _unless(why: str | None, estimate: Estimate) -> Estimate:
+    return estimate if why is None else Estimate.undefined(estimate.n, why)
 
 
 def _abstaining(
@@ -280,8 +319,9 @@ def _abstaining(
         return
     labels = [probe.label for probe in context.probes_read(model) if probe.kind == "detector"]
     scores = {label: tables.probe(model, condition.label, label)["score"] for label in labels}
+    void = _void(context, tables, model)
     for probe, metric, estimate, _ in detection_rows.abstaining(scores, correct(columns)):
-        Place(out, model, condition.label, probe).row(metric, estimate)
+        Place(out, model, condition.label, probe).row(metric, _unless(void.get(probe), estimate))
 
 
 def _histogram(clean: np.ndarray, unknown: np.ndarray) -> dict[str, list[float]]:
@@ -456,21 +496,15 @@ def _gallery(out: Measured, tables: Tables, model: str, conditions: dict[str, Co
                     "after": int(attacked[i].argmax()),
                     "broken": bool(columns["broken"][i]),
                     "norm": float(f"{columns['norm'][i]:.4g}"),
-                    "images": [_png(before), _png(after), _png(np.uint8(127.5 + 127.5 * difference / scale))],
+                    "images": [png(before), png(after), png(np.uint8(127.5 + 127.5 * difference / scale))],
                 }
             )
 
 
-def _png(image: np.ndarray) -> str:
-    """(C, H, W) uint8 as a data URI."""
-    from PIL import Image
-
-    picture = Image.fromarray(image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0])
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def metric_table() -> dict[str, dict[str, Any]]:
-    """What results.json says of every metric."""
-    return {name: asdict(info) for name, info in METRICS.items()}
+def metric_table(shots: Shots | None = None) -> dict[str, dict[str, Any]]:
+    """What results.json says of every metric; `shots`, where classes are cut into groups by their training samples."""
+    table = {name: asdict(info) for name, info in METRICS.items()}
+    if shots is not None:
+        for name, definition in tails.shot_definitions(shots.many, shots.few).items():
+            table[name]["definition"] = definition
+    return table

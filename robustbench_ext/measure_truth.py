@@ -223,9 +223,14 @@ def known_truth(data: Mapping[str, Any]) -> ClassTruth | Truth | None:
     """
     from robustbench_ext.data import load_dataset
     from robustbench_ext.errors import RobustBenchExtError
+    from robustbench_ext.named_data import names_code
 
+    # The results may be somebody else's: their names load data, and run no code.
+    name = str(data["name"])
+    if names_code(name) or names_code(name.rpartition("@")[0]):
+        return None
     try:
-        found = load_dataset(str(data["name"]))
+        found = load_dataset(name)
     except RobustBenchExtError:
         return None  # handed over in Python, say
     said = data["splits"]["test"]["fingerprint"]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import base64
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from robustbench_ext.difficulty import Scored
 from robustbench_ext.evaluate import Cell, Context
 from robustbench_ext.fingerprint import Rows
 from robustbench_ext.metrics import Estimate
 from robustbench_ext.metrics.classification import predicted
-from robustbench_ext.results import Cost, Curve, Finding, Row, finite
+from robustbench_ext.results import Cost, Curve, Difficulty, Finding, Row, finite
 from robustbench_ext.validation import SPLIT as VALIDATION
 from robustbench_ext.validation import held_out
 
@@ -22,7 +25,7 @@ Columns = Mapping[str, np.ndarray]
 
 @dataclass
 class Measured:
-    """What the records of a run say."""
+    """What the records of a run say; `scored` holds the difficulty of every test sample."""
 
     rows: list[Row]
     curves: list[Curve]
@@ -31,6 +34,8 @@ class Measured:
     worst_cases: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     doubts: list[Finding] = field(default_factory=list)
+    difficulty: Difficulty | None = None
+    scored: Scored | None = None
 
     @classmethod
     def nothing(cls) -> Measured:
@@ -41,6 +46,12 @@ class Measured:
 PREVIEW, ID = "preview", "id"
 _IN_RECORDS = 1 << 24  # bytes from which a column is not kept in memory
 _KEPT = 1 << 26  # bytes of tables that are kept for whoever asks next
+
+
+class Load(Protocol):
+    """Reads a record: all of its columns, or those of these names alone."""
+
+    def __call__(self, key: Any, names: Iterable[str] | None = None, /) -> Mapping[str, np.ndarray]: ...
 
 
 class Table(Mapping[str, np.ndarray]):
@@ -58,7 +69,7 @@ class Table(Mapping[str, np.ndarray]):
     def __init__(
         self,
         keys: Sequence[Any],
-        load: Callable[[Any], Mapping[str, np.ndarray]],
+        load: Load,
         ids: Callable[[], np.ndarray] | None = None,
     ) -> None:
         self._keys, self._load, self._ids = keys, load, ids
@@ -71,8 +82,10 @@ class Table(Mapping[str, np.ndarray]):
             if name not in (PREVIEW, ID) and (part[name].ndim == 1 or len(keys) * part[name].nbytes < _IN_RECORDS)
         }
         sizes = [_length(part)]
+        # Something of each sample has to be read to count them: where no column is kept, the narrowest one.
+        narrow = min((n for n in part if n != PREVIEW), key=lambda n: part[n].nbytes)
         for key in keys[1:]:
-            part = load(key)
+            part = load(key, list(found) or [narrow])
             sizes.append(_length(part))
             for name, parts in found.items():
                 parts.append(part[name])
@@ -92,7 +105,11 @@ class Table(Mapping[str, np.ndarray]):
         if name not in self._like:
             raise KeyError(name)
         if name == ID:
-            return self._ids() if self._ids is not None else np.concatenate([self._load(key)[ID] for key in self._keys])
+            return (
+                self._ids()
+                if self._ids is not None
+                else np.concatenate([self._load(key, [ID])[ID] for key in self._keys])
+            )
         return _InRecords(self, name)[:]
 
     def rows(self, name: str) -> Rows:
@@ -134,7 +151,7 @@ class _InRecords:
             begin = int(ends[number - 1]) if number else 0
             if begin >= stop:
                 break
-            part = self._table._load(self._table._keys[number])[self._name]
+            part = self._table._load(self._table._keys[number], [self._name])[self._name]
             found[max(begin - start, 0) : int(ends[number]) - start] = part[max(start - begin, 0) : stop - begin]
         return found
 
@@ -209,6 +226,14 @@ class Tables:
         keys = [self._context.probe_key(cell, probe) for cell in self._cells(model, condition)]
         return Table(keys, self._context.store.load)
 
+    def own(self, model: str, condition: str, metric: str) -> np.ndarray | None:
+        """What a metric of the user's own gave for each sample; None where it could not."""
+        for found in self._context.metrics:
+            key = self._context.metric_key(model, condition, found) if found.name == metric else ""
+            if key and self._context.store.has(key):
+                return self._context.store.load(key)["value"]
+        return None
+
     def _calibration(self, model: str, label: str) -> np.ndarray | None:
         """A detector's scores of clean calibration samples that it has not chosen parameters on; None without a split."""
         if not self._context.thresholds:
@@ -217,7 +242,8 @@ class Tables:
         cells = self._context.fit_cells(model, VALIDATION)
         if not all(self._context.is_done(cell) for cell in cells):
             return None
-        scores = np.concatenate([self._context.store.load(self._context.probe_key(c, probe))["score"] for c in cells])
+        keys = [self._context.probe_key(cell, probe) for cell in cells]
+        scores = np.concatenate([self._context.store.load(key, ["score"])["score"] for key in keys])
         return scores if probe.validate is None else scores[held_out(len(scores))]
 
 
@@ -262,6 +288,16 @@ class Place:
 def rounded(values: np.ndarray) -> list[float]:
     """Six digits: what figures need."""
     return [float(f"{v:.6g}") for v in values]
+
+
+def png(image: np.ndarray) -> str:
+    """(C, H, W) uint8 as a data URI."""
+    from PIL import Image
+
+    picture = Image.fromarray(image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0])
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def nominal_group(coverage: float) -> str:

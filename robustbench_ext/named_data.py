@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from robustbench_ext.errors import DataError
+from robustbench_ext.named_code import split_source
+from robustbench_ext.own import is_own
 from robustbench_ext.settings import DATA
 
 
@@ -83,7 +85,15 @@ def data_folder() -> Path:
 
 def names_dataset(spec: str) -> bool:
     """Whether a name in a suite that might be something else too (an outlier set) is that of a dataset."""
-    return ":" in spec or spec.partition("#")[0] in NAMED
+    return spec.partition("#")[0] in NAMED or (":" in spec and not names_code(spec))
+
+
+def names_code(spec: str) -> bool:
+    """Whether a name of data or of outliers is that of a user's own code, `file.py:make_data#n=500`."""
+    from robustbench_ext.catalog import DATASETS
+
+    name = spec.partition("#")[0]
+    return split_source(name)[0] not in DATASETS and is_own(name)
 
 
 def _plain(name: str) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from robustbench_ext import measure_truth
+from robustbench_ext import measure_axes, measure_truth
 from robustbench_ext.axes import CLASSIFIER, CLEAN, REGRESSOR
 from robustbench_ext.data.base import ClassTruth, Truth
 from robustbench_ext.data.corruptions.levels import FIFTEEN
@@ -27,6 +28,7 @@ from robustbench_ext.metrics import calibration, quantiles, regression
 from robustbench_ext.metrics.blocks import each
 from robustbench_ext.metrics.classification import predicted, worst_class_accuracy
 from robustbench_ext.metrics.resampling import resampled_bin_sums, resampled_sums
+from robustbench_ext.metrics.spread import change_values, group_values, resampled_spread
 from robustbench_ext.probes import ORACLE
 from robustbench_ext.results import RunResults
 from uq.regression import LEVELS, NOMINAL
@@ -89,7 +91,10 @@ class Place:
     def facts(self, condition: str | None = None) -> dict[str, Any]:
         """What the results say of a condition."""
         label = condition or self.condition
-        return next(c for c in self.results.conditions if c["label"] == label)
+        found = [c for c in self.results.conditions if c["label"] == label]
+        # Models that meet other attacks have other worst cases under one label.
+        mine = [c for c in found if all(self.results.find(model=self.model, condition=o) for o in c.get("over", []))]
+        return max(mine or found, key=lambda c: len(c.get("over", [])))
 
     def seen(self, condition: str | None = None) -> Mapping[str, np.ndarray]:
         """Observations under a condition."""
@@ -119,7 +124,7 @@ def statistic(
         group: of the row, such as a class or a nominal coverage; None for all samples.
     """
     place = Place(records, results, model, condition, probe, group)
-    make = _KINDS.get(metric)
+    make = partial(_own, metric) if "origin" in results.metrics.get(metric, {}) else _KINDS.get(metric)
     if make is None or place.facts().get("minimum_norm"):
         return None
     if any("audit" in place.seen(label) for label in _members(place)):
@@ -157,16 +162,7 @@ def _accuracy(place: Place) -> Statistic:
 
 def _balanced(place: Place) -> Statistic:
     ids, y, right = _verdicts(place)
-    return Mean(ids, _of_groups(right, y))
-
-
-def _of_groups(right: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Values (N,) whose mean is the mean over groups of the groups' shares of right answers, and which vary as that mean does:
-    within groups alone, a group's samples weighing N / (number of groups x size).
-    """
-    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    shares = np.bincount(index, right) / sizes
-    return np.asarray(shares.mean() + len(groups) / (len(sizes) * sizes[index]) * (right - shares[index]))
+    return Mean(ids, group_values(right, y))
 
 
 def _worst_class(place: Place) -> Statistic:
@@ -196,13 +192,25 @@ def _mean_accuracy(place: Place) -> Statistic:
     labels = _members(place)
     if place.facts()["kind"] == "domains":
         ids, which, right = _several(place, labels)
-        return Mean(ids, _of_groups(right, which))
+        return Mean(ids, group_values(right, which))
     # The same samples under each corruption: a sample's mean over corruptions is what is independent.
     return Mean(place.seen(labels[0])["id"], np.mean([correct(place.seen(c)) for c in labels], axis=0))
 
 
 def _worst_domain(place: Place) -> Statistic:
     return _lowest(*_several(place, _members(place)))
+
+
+def _class_spread(place: Place) -> Statistic:
+    ids, y, right = _verdicts(place)
+    return Resampled(ids, *resampled_spread(right, y))
+
+
+def _relative_change(place: Place) -> Statistic | None:
+    found = measure_axes.changed(place.seen, place.facts()["kind"], _members(place))
+    if not found.clean[0].any():
+        return None
+    return Mean(found.ids, change_values(found.clean, found.changed, found.paired))
 
 
 def _corruption_error(place: Place) -> Statistic:
@@ -242,6 +250,15 @@ def _set_coverage(place: Place) -> Statistic:
 
 def _set_size(place: Place) -> Statistic:
     return Mean(place.seen()["id"], place.read()["sets"].sum(axis=1).astype(np.float64))
+
+
+def _own(metric: str, place: Place) -> Statistic | None:
+    """A metric of the user's own: what it gave was kept."""
+    values = place.records.own(place.model, place.condition, metric)
+    if values is None:
+        return None
+    ids = place.seen()["id"]
+    return Share(ids, values) if values.dtype == np.bool_ else Mean(ids, values)
 
 
 # Detection -----------------------------------------------------------------------------------------------------------
@@ -394,6 +411,8 @@ _KINDS: dict[str, Callable[[Place], Statistic | None]] = {
     "balanced_accuracy": _balanced,
     "worst_class_accuracy": _worst_class,
     "mean_accuracy": _mean_accuracy,
+    "class_spread": _class_spread,
+    "relative_change": _relative_change,
     "worst_domain_accuracy": _worst_domain,
     "mean_corruption_error": _corruption_error,
     "ece": _ece,

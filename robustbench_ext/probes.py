@@ -106,6 +106,7 @@ class Fitting:
         inputs: gives the inputs of a split and their ids.
         members: the loaded `members`, in their order.
         validation: `detectors.Validation` where the method asks for it.
+        checkpoints: the model after epochs of its training, in their order, where the method asks for them.
     """
 
     seen: Mapping[str, Any]
@@ -114,6 +115,7 @@ class Fitting:
     inputs: Callable[[str], tuple[Tensor, np.ndarray]]
     members: Sequence[nn.Module] = ()
     validation: Any = None
+    checkpoints: Sequence[nn.Module] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,12 @@ class Probe:
         return tuple(map(str, getattr(self._unfitted, "members", ())))
 
     @property
+    def checkpoints(self) -> str | tuple[int, ...]:
+        """The epochs of the model's own training whose weights it looks at: "all" that are kept, or these; none for most."""
+        epochs: str | tuple[int, ...] = getattr(self._unfitted, "checkpoints_after", ())
+        return epochs
+
+    @property
     def forwards(self) -> int:
         """Forward passes per sample that an estimator makes of its own; 0 where it makes none, or does not say."""
         if self.kind == "detector" or not self.reads_inputs:
@@ -203,6 +211,8 @@ class Probe:
         method = self.fresh()
         if fitting.members:
             method = method.with_members(list(fitting.members))
+        if self.checkpoints:
+            method = method.with_checkpoints(list(fitting.checkpoints))
         return self._fit(method, fitting)
 
     def _fit(self, method: Any, fitting: Fitting) -> Any:

@@ -11,12 +11,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from robustbench_ext import __version__
+from robustbench_ext import __version__, device, landscape_cards
 from robustbench_ext.compare import compare_models
+from robustbench_ext.difficulty import FILE as DIFFICULTY
 from robustbench_ext.doubts import DOUBTS_VERSION
-from robustbench_ext.errors import RobustBenchExtError
+from robustbench_ext.errors import ConfigError, RobustBenchExtError
 from robustbench_ext.evaluate import CLEAN, Context
 from robustbench_ext.files import write_atomically
+from robustbench_ext.filters import filter_rows
 from robustbench_ext.index import INDEX, index_of
 from robustbench_ext.measure import measure, metric_table
 from robustbench_ext.measured import Measured, Tables
@@ -110,7 +112,7 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
         models=[_describe(context, name) for name in usable],
         conditions=[*conditions, *measured.worst_cases],
         probes=probes,
-        metrics=metric_table() | {metric.name: metric.described() for metric in context.metrics},
+        metrics=metric_table(suite.shots) | {metric.name: metric.described() for metric in context.metrics},
         preflight=findings,
         doubts=measured.doubts,
         results=measured.rows,
@@ -125,6 +127,8 @@ def assemble(context: Context, done: RunLog) -> tuple[RunResults, Measured]:
             *(text for name in usable if _probes_fitted(context, name) for text in context.fit_warnings(name)),
         ],
     )
+    results.difficulty = measured.difficulty
+    results.landscapes = landscape_cards.cards(context)
     results.replicates = replicates(results)
     results.comparisons = compare_models(Tables(context), results)
     return results, measured
@@ -147,6 +151,10 @@ def _describe(context: Context, name: str) -> dict[str, Any]:
         described = json.loads((context.training[name].folder / "model.json").read_text(encoding="utf-8"))
         told = ("defense", "regressor", "recipe", "seed", "selected", "alarm", "curve")
         about["training"] = {k: described[k] for k in told if k in described}
+        if entry.train.data is not None:
+            about["training"]["data"] = entry.train.data
+    if filters := filter_rows(loaded.module):
+        about["filters"] = filters
     if _probes_fitted(context, name):
         about["fitted"] = context.fitted_summaries(name)
     return about
@@ -181,7 +189,13 @@ def write_results(context: Context, results: RunResults, measured: Measured, don
     put(INDEX, index_of(context, usable).model_dump_json(indent=1) + "\n")
     put(TABLE, _csv(results.results))
     put(GALLERY, json.dumps(measured.gallery, indent=0))
+    if measured.scored is not None and context.scoring is not None:
+        scored, bins = measured.scored, context.scoring.asked.bins
+        write_atomically(folder / DIFFICULTY, lambda file: scored.write(file, bins))
+    else:
+        (folder / DIFFICULTY).unlink(missing_ok=True)  # of another suite that this folder held
     cells = [cell for name in usable for cell in context.cells(name) if context.is_done(cell)]
+    meta = {cell: context.store.meta(context.observation_key(cell)) for cell in cells}
     visit = {
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - began, 1),
@@ -198,11 +212,21 @@ def write_results(context: Context, results: RunResults, measured: Measured, don
             "training": {
                 n: json.loads(f.read_text(encoding="utf-8"))["seconds"] for n, f in _timings(context) if f.is_file()
             },
-            "cells": {str(c): context.store.meta(context.observation_key(c))["seconds"] for c in cells},
+            "cells": {str(c): said["seconds"] for c, said in meta.items()},
         },
+        "device": _device_here(),
+        "computed_on": sorted({said["device"] for said in meta.values() if "device" in said}),
         "history": [*previous.get("history", []), visit],
     }
     put(RUN, json.dumps(run, indent=1))
+
+
+def _device_here() -> dict[str, Any]:
+    """The device of the process that wrote the results; a machine that only gives out work need not have the one asked for."""
+    try:
+        return device.describe()
+    except ConfigError as error:
+        return {"device": "none here", "reason": str(error)}
 
 
 def _timings(context: Context) -> list[tuple[str, Path]]:

@@ -90,8 +90,33 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             "--robust-suite names what a model is tested with: say which one with --robust-model=SPEC"
         )
+    _check_values(config)
     if not hasattr(config, "workerinput"):  # the controller of xdist hears of all tests
         config.pluginmanager.register(_Gathered(), "robustness-summary")
+
+
+def _check_values(config: pytest.Config) -> None:
+    """Raise where an option has a value that nothing can be done with."""
+    for name, kind, metavar, _ in _OPTIONS:
+        option = config.getoption(option_name(name))
+        try:
+            ini = config.getini(option_name(name)) if kind is not None else None
+        except (ValueError, pytest.UsageError) as error:  # a truth value that is none
+            raise pytest.UsageError(
+                f"{option_name(name)} in {config.inipath}: {error}, expected true or false"
+            ) from None
+        if metavar is None or (option is None and not ini):
+            continue
+        from robustbench_ext.gate.options import wrong
+
+        given = [
+            (f"--robust-{name}={option}", option),
+            (f"{option_name(name)} = {ini} in {config.inipath}", ini or None),
+        ]
+        for said, value in given:
+            expected = None if value is None else wrong(name, str(value), config.rootpath)
+            if expected is not None:
+                raise pytest.UsageError(f"{said}: expected {expected}")
 
 
 # Where tests are -------------------------------------------------------------------------------------------------------

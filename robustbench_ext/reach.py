@@ -3,12 +3,13 @@
 A model that gives scores alone (`models.black_box`) has no gradients and no features. An attack that follows gradients would
 find none, break nothing, and look like robustness; so it is left out for that model. An ensemble is left out as a whole: its
 black-box members alone are another protocol than the one that it stands for. A network that does not end in a linear layer has
-no `penultimate` features.
+no `penultimate` features, and neither has an ensemble of networks: those of one member are not its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +31,13 @@ def lacks(model: nn.Module) -> frozenset[str]:
     if any(getattr(module, "in_parts", False) for module in model.modules()):
         return frozenset({FEATURES, PENULTIMATE})
     linear = any(isinstance(module, nn.Linear) for module in model.modules())
-    return frozenset() if linear else frozenset({PENULTIMATE})
+    own = all(getattr(module, "has_penultimate", True) for module in model.modules())
+    return frozenset() if linear and own else frozenset({PENULTIMATE})
+
+
+def lacks_by_design(architecture: Any) -> frozenset[str]:
+    """The same of a model that the run trains or makes, and that need not be there yet: only ensembles lack anything."""
+    return frozenset({PENULTIMATE}) if getattr(architecture, "spec", None) == "ensemble" else frozenset()
 
 
 def why_not(part: Condition | Probe, lacking: frozenset[str]) -> str:
@@ -53,7 +60,7 @@ def note(model: str, lacking: frozenset[str], conditions: Sequence[Condition], p
     left = [f"{c.label} ({why})" for c in conditions if (why := why_not(c, lacking))]
     left += [f"{p.kind} {p.label} ({why})" for p in probes if (why := why_not(p, lacking))]
     if GRADIENTS not in lacking:
-        what = f"{model} has no linear layer, whose inputs are the penultimate features"
+        what = f"{model} has no last linear layer of its own, whose inputs are the penultimate features"
         return (
             f"{what}. Left out for it: {'; '.join(left)}. A probe that takes layers can read others by name"
             if left

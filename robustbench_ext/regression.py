@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_ext.attacks.base import build
+from robustbench_ext.catalog import DEFENSES, REGRESSION_DEFENSES
 from robustbench_ext.checks import Check
 from robustbench_ext.conditions import Condition
 from robustbench_ext.data.base import Split
 from robustbench_ext.errors import ConfigError, RobustBenchExtError
 from robustbench_ext.models import LoadedModel
+from robustbench_ext.models.objective import LeastSquares, Objective
 from robustbench_ext.models.observe import PENULTIMATE
 from robustbench_ext.models.observe_regressor import observe_regressor
 from robustbench_ext.models.predictor import SKLEARN, Predictor
@@ -29,7 +31,12 @@ from robustbench_ext.models.tabular import (
 )
 from robustbench_ext.probes import IntervalProbe, Probe
 from robustbench_ext.regression_conditions import UnderRegressionAttack, parse_regression_conditions
-from robustbench_ext.regression_preflight import REGRESSION_PREFLIGHT_VERSION, has_gradient, preflight_regressor
+from robustbench_ext.regression_preflight import (
+    REGRESSION_PREFLIGHT_VERSION,
+    SAMPLES,
+    has_gradient,
+    preflight_regressor,
+)
 from robustbench_ext.suite import ModelEntry
 from robustbench_ext.task import Columns, Task, Training
 from uq.regression import Samples
@@ -52,6 +59,7 @@ class Regression(Task):
 
     estimator: ClassVar[type[IntervalProbe]] = IntervalProbe
     preflight_version: ClassVar[str] = f"regression-{REGRESSION_PREFLIGHT_VERSION}"
+    preflight_n: ClassVar[int] = SAMPLES
 
     # Before anything runs --------------------------------------------------------------------------------------------
 
@@ -59,6 +67,10 @@ class Regression(Task):
         return parse_regression_conditions(entries, self.data)
 
     def refuse(self, context: Context) -> None:
+        if context.suite.relative or context.suite.shots is not None:
+            raise ConfigError(
+                f"relative and shots are about classes, and {self.data.name} is a regression task; leave them out"
+            )
         for probe in context.probes:
             if probe.kind == "detector":
                 raise ConfigError(
@@ -103,12 +115,14 @@ class Regression(Task):
         told, what = entry.train, f"model '{entry.name}'"
         if told is None or told.start is not None:
             raise ConfigError(f"{what}: start and make are for classifiers; regressors are trained from fresh weights")
-        if told.defense_name() not in ("", "standard") or told.defense_options():
-            raise ConfigError(
-                f"{what}: defense '{told.defense_name()}' trains classifiers. Leave it out: regressors are trained by least "
-                f"squares."
-            )
+        if told.data is not None:
+            raise ConfigError(f"{what}: train: data: only classifiers can be trained on other data than the suite's")
+        if told.keep:
+            raise ConfigError(f"{what}: keep: only classifiers' trainings keep weights of their epochs; leave it out")
+        objective = self._objective(told, what)
         network = told.network or NETWORK
+        if network.startswith(SKLEARN) and not isinstance(objective, LeastSquares):
+            raise ConfigError(f"{what}: {network} is fitted as it is; defense '{objective.name}' is for networks")
         if isinstance(told.recipe, str) or "name" in told.recipe:
             raise ConfigError(
                 f"{what}: named recipes are for classifiers; give options, such as recipe: {{epochs: 200}}"
@@ -116,16 +130,29 @@ class Regression(Task):
         if network.startswith(SKLEARN) and told.recipe:
             raise ConfigError(f"{what}: a recipe is for networks; give the parameters of {network} as kwargs")
         recipe: RegressorRecipe = build(RegressorRecipe, f"{what}: recipe", told.recipe)
-        folder = models / regressor_key(network, self.data, recipe, told.kwargs, told.seed)
+        folder = models / regressor_key(network, self.data, recipe, told.kwargs, told.seed, objective)
 
         def run(on_epoch: Callable[[dict[str, Any]], None]) -> None:
             options = {"seed": told.seed, "recipe": recipe, "kwargs": told.kwargs, "on_epoch": on_epoch}
-            train_regressor(network, self.data, folder, **options)  # type: ignore[arg-type]
+            train_regressor(network, self.data, folder, objective=objective, **options)  # type: ignore[arg-type]
 
         def fresh() -> nn.Module:
             return load_regressor(network, self.data, kwargs=told.kwargs, seed=told.seed).module
 
         return Training(network, folder, 0 if network.startswith(SKLEARN) else recipe.epochs, fresh, run)
+
+    def _objective(self, told: Any, what: str) -> Objective:
+        name = told.defense_name() or "standard"
+        if name in DEFENSES and name not in REGRESSION_DEFENSES:
+            raise ConfigError(
+                f"{what}: defense '{name}' trains classifiers; of regressors there are "
+                f"{', '.join(REGRESSION_DEFENSES.names())}. Leave it out: regressors are trained by least squares."
+            )
+        try:
+            objective: Objective = build(REGRESSION_DEFENSES.load(name), name, told.defense_options())
+        except ConfigError as error:
+            raise ConfigError(f"{what}: {error}") from None
+        return objective
 
     def load(self, entry: ModelEntry) -> LoadedModel:
         return load_regressor(str(entry.spec), self.data, kwargs=entry.kwargs, weights=entry.weights)
@@ -145,8 +172,8 @@ class Regression(Task):
     def preflight_samples(self) -> list[str]:
         return [split.fingerprint() for split in self.data.splits.values()]
 
-    def preflight(self, model: nn.Module, seed: int) -> list[Check]:
-        return preflight_regressor(model, self.data)
+    def preflight(self, model: nn.Module, seed: int, n: int) -> list[Check]:
+        return preflight_regressor(model, self.data, n)
 
     # Cells -----------------------------------------------------------------------------------------------------------
 

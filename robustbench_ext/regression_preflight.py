@@ -20,15 +20,20 @@ from robustbench_ext.models.contract import frozen_eval
 from robustbench_ext.models.observe_regressor import check_predictions, check_table, predictions_of
 
 REGRESSION_PREFLIGHT_VERSION = 1
+SAMPLES = 256
 FAR = 10.0  # standard deviations from the training mean at which a test column is on another scale
 
 
-def preflight_regressor(model: nn.Module, data: Dataset, n: int = 256) -> list[Check]:
+def preflight_regressor(model: nn.Module, data: Dataset, n: int = SAMPLES) -> list[Check]:
     """Check a regressor against the first n test samples of a dataset.
 
     Order matters: once the inputs or the outputs break the contract, the checks that need them are left out.
 
     Cost: four forward passes of n samples and one of each of four; no backward pass.
+
+    Raises:
+        torch.OutOfMemoryError: n samples do not fit, which is not the model's fault; or what else `device.is_out_of_memory`
+            knows.
     """
     split = data["test"].take(n)
     x, y = split.inputs(slice(None)), split.labels
@@ -43,6 +48,8 @@ def preflight_regressor(model: nn.Module, data: Dataset, n: int = 256) -> list[C
             Exception,
             SystemExit,
         ) as error:  # the model is foreign code: whatever it raises is a finding, not a crash
+            if devices.is_out_of_memory(error):
+                raise
             checks.append(Check(name, "fail", f"the model raised {type(error).__name__}: {error}", hint))
         return checks[-1].status != "fail"
 

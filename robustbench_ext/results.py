@@ -30,7 +30,7 @@ class Row(_Part):
         metric: a key of `metrics`.
         group: the class (or other subset, or nominal coverage of intervals: "90 %") that the estimate is about; null for
             all samples.
-        against: the condition, or the probe, that a metric compares with; null otherwise.
+        against: the condition, the probe, or the models that a metric compares with; null otherwise.
         value, ci_low, ci_high: null where undefined, then `reason` says why.
         n: samples behind the value.
         n_unknown: of them unknown or attacked inputs, for detection metrics; AUPR depends on this share.
@@ -133,6 +133,106 @@ class Failed(_Part):
     error: str
 
 
+class Slice(_Part):
+    """Test samples of similar difficulty.
+
+    Attributes:
+        group: as rows name it, `slice 1 of 10`; the first holds the easiest samples.
+        n: the number of these samples.
+        low, high: their smallest and largest score; null where infinite (a sample that was never classified correctly).
+    """
+
+    group: str
+    n: int
+    low: float | None
+    high: float | None
+
+
+class Hard(_Part):
+    """One of the most difficult test samples.
+
+    Attributes:
+        id: of the sample; label: its class, as an index.
+        score: its difficulty; null where infinite.
+        predictions: the class that each model gives it clean, by model.
+    """
+
+    id: str
+    label: int
+    score: float | None
+    predictions: dict[str, int]
+
+
+class Difficulty(_Part):
+    """How hard the test samples are; every sample's score is in difficulty.csv.
+
+    Attributes:
+        score: el2n, margin, forgetting or vog.
+        models: the models that were asked, by name, with the epochs after which; no epochs: as they were published.
+        slices: the samples cut by score into parts of equal size, easiest first.
+        hardest: the most difficult samples, hardest first.
+    """
+
+    score: str
+    models: dict[str, list[int]]
+    slices: list[Slice]
+    hardest: list[Hard]
+
+
+class Quantity(_Part):
+    """A number with what is known of its uncertainty.
+
+    Attributes:
+        value, ci_low, ci_high: null where undefined.
+        ci_method: how the ends were made; at 95 % where they are those of an interval.
+        n: what the ends rest on: samples, or random probes.
+        reason: why something is null.
+    """
+
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    ci_method: str
+    n: int
+    reason: str = ""
+
+
+class Landscape(_Part):
+    """The loss landscape round two networks and between them, on training samples.
+
+    Attributes:
+        models: the two, in the direction of the line.
+        loss: `clean`, or the attack that every sample is under at the weights in question.
+        n: training samples.
+        train_loss, top_eigenvalue, trace: of each network as it is: mean cross-entropy, the largest eigenvalue and the trace of
+            its Hessian. The ends of an eigenvalue are what Lanczos has left open.
+        connectivity: mean of the losses at both ends of the line minus that at `at`; negative: a barrier.
+        at: where on the line, from 0 to 1, the loss is farthest from the mean of its ends.
+        cka: linear centred kernel alignment of the logits, in [0, 1].
+        phase: I, II, III, IV-A or IV-B; null where it is none of them, or no cut-offs were given.
+        phase_reason: why the phase is null.
+        cuts: the suite's cut-offs.
+        curve: `t`, `loss`, `low` and `high` of the points of the line, of equal length.
+        forwards, backwards: passes of all of it, in samples; what two cards share is counted in both.
+    """
+
+    models: list[str]
+    loss: str
+    n: int
+    train_loss: list[Quantity]
+    top_eigenvalue: list[Quantity]
+    trace: list[Quantity]
+    connectivity: Quantity
+    at: float
+    cka: Quantity
+    phase: str | None
+    phase_reason: str
+    cuts: dict[str, float] | None
+    curve: dict[str, list[float]]
+    forwards: int
+    backwards: int
+
+
 class RunResults(_Part):
     """results.json.
 
@@ -141,6 +241,8 @@ class RunResults(_Part):
         replicates: the spread over training seeds of models that a suite trains several times: `model` is their common name, n
             the number of seeds. They say what another training would give on these samples, `results` what other samples would
             give for these weights.
+        difficulty: how hard the test samples are, where the suite asks for it.
+        landscapes: what lies round and between networks, where the suite asks for it: one for each pair and loss.
     """
 
     schema_version: Literal[1] = 1
@@ -160,6 +262,8 @@ class RunResults(_Part):
     doubts: list[Finding] = []
     comparisons: list[Compared] = []
     replicates: list[Row] = []
+    difficulty: Difficulty | None = None
+    landscapes: list[Landscape] = []
 
     _indices: dict[tuple[str, ...], dict[tuple[Any, ...], list[Row]]] = PrivateAttr(default_factory=dict)
     _indexed: tuple[int, int] = PrivateAttr(default=(0, -1))

@@ -43,6 +43,9 @@ def replicates(results: RunResults) -> list[Row]:
                     update={
                         "model": name,
                         "group": row.group if all(r is not None and r.group == row.group for r in rows) else None,
+                        "against": row.against
+                        if all(r is not None and r.against == row.against for r in rows)
+                        else None,
                         "value": finite(spread.value),
                         "ci_low": finite(spread.ci_low),
                         "ci_high": finite(spread.ci_high),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from robustbench_ext.errors import ConfigError, unknown_name
+from robustbench_ext.named_code import split_named, split_source
 from robustbench_ext.numbers import parse_number
 
 SUITES = Path(__file__).parent / "suites"
@@ -26,11 +28,20 @@ def _numbers(value: Any) -> Any:
     return tuple(parse_number(v, "mean/std") for v in (value if isinstance(value, (list, tuple)) else [value]))
 
 
+def _epochs(value: Any) -> Any:
+    if value == "all":
+        return value
+    if not isinstance(value, (list, tuple)) or any(not isinstance(e, int) or e < 1 for e in value):
+        raise ValueError(f"{value!r}, expected epochs from 1, such as [2, 4], or all")
+    return tuple(sorted(set(value)))
+
+
 class Training(_Strict):
     """A model that the run trains for itself, once, and keeps under its content key.
 
     Attributes:
-        defense: a name, or a mapping {name: trades, beta: 6}; of classifiers. Regressors are trained by least squares.
+        defense: a name, or a mapping {name: trades, beta: 6}. An option `teacher` names another model of the suite. Regressors
+            have defenses of their own (`rbx list regression-defenses`), least squares by default.
         network: any model specification; reference networks are built to the data. By default that of a named recipe,
             a small CNN, or for regression an MLP; `sklearn:MODULE.CLASS` is fitted.
         kwargs: of the network.
@@ -38,17 +49,26 @@ class Training(_Strict):
         seeds: instead of `seed`, several: a number k, for 0 to k - 1, or a list. The entry NAME becomes one model per seed,
             `NAME seed 0` and so on, and the results also say what they have in common: mean and interval over seeds.
         start: another model of the suite, whose trained weights this one starts from (fine-tuning); its network is taken too.
+            Of a start or a teacher with the same `seeds`, each seed has the model of its own seed.
+        data: a dataset specification whose train split takes the place of the suite's, such as "mnist5k@balanced:exp:100"; of
+            classifiers. It must have the same classes and shape, and no sample of the suite's test and calibration splits.
         recipe: the name of a bundled recipe (`rbx list recipes`), or options of `defenses.recipe.Recipe`, such as
             epochs, lr, eps, attack_steps, in which `name` may name one to start from. Of regressors, options of
             `models.tabular.RegressorRecipe`.
+        keep: epochs after which the weights are kept beside the model, such as [2, 4], or `all`; of classifiers. The model
+            does not depend on it: one that is trained already is trained again up to the last epoch that it lacks.
     """
 
     defense: str | dict[str, Any] | None = None
     network: str | None = None
     kwargs: dict[str, Any] = Field(default_factory=dict)
     start: str | None = None
+    data: str | None = None
     seed: int = 0
     recipe: str | dict[str, Any] = Field(default_factory=dict)
+    keep: Literal["all"] | tuple[int, ...] = ()
+
+    _keep_names_epochs = field_validator("keep", mode="before")(_epochs)
 
     def defense_name(self) -> str:
         """The defense's registered name."""
@@ -59,6 +79,12 @@ class Training(_Strict):
     def defense_options(self) -> dict[str, Any]:
         """The defense's options."""
         return {k: v for k, v in self.defense.items() if k != "name"} if isinstance(self.defense, dict) else {}
+
+    @property
+    def teacher(self) -> str | None:
+        """The model of the suite that the defense learns from, if any."""
+        told = self.defense_options().get("teacher")
+        return None if told is None else str(told)
 
 
 class Making(_Strict):
@@ -115,7 +141,114 @@ class ModelEntry(_Strict):
         """The models of the suite that must be there before this one."""
         if self.make is not None:
             return self.make.of
-        return (self.train.start,) if self.train is not None and self.train.start is not None else ()
+        others = () if self.train is None else (self.train.start, self.train.teacher)
+        return tuple(name for name in others if name is not None)
+
+
+OVER_EPOCHS = ("forgetting", "vog")  # difficulty scores that are read off a whole training
+
+
+class Difficulty(_Strict):
+    """How hard each clean test sample is, by what other networks of the suite make of it, and results by slices of equal size.
+
+    Attributes:
+        score: `el2n` (length of the probabilities' error), `margin` (of the most probable wrong class over the right one),
+            `forgetting` (how often a sample went from right to wrong during the training), `vog` (how much the gradient of the
+            right class's logit moved during the training).
+        models: the entries whose models give the scores, mostly with `evaluate: false`; an entry with `seeds` stands for all
+            of its models, and the scores are means over models. They should be others than those that are judged.
+        epoch: of `el2n` and `margin`: the epoch of their trainings, from 1, after which they are asked; by default the weights
+            as they are published.
+        epochs: of `forgetting` and `vog`: these epochs, or `all`; by default those that the entries `keep`.
+        bins: slices.
+        hardest: samples that the report lists.
+    """
+
+    score: Literal["el2n", "margin", "forgetting", "vog"] = "el2n"
+    models: tuple[str, ...] = Field(min_length=1)
+    epoch: int | None = Field(None, ge=1)
+    epochs: Literal["all"] | tuple[int, ...] = ()
+    bins: int = Field(10, ge=2)
+    hardest: int = Field(12, ge=0)
+
+    _epochs_are_epochs = field_validator("epochs", mode="before")(_epochs)
+
+    @model_validator(mode="after")
+    def _epochs_fit_the_score(self) -> Difficulty:
+        several = self.score in OVER_EPOCHS
+        if several and self.epoch is not None:
+            raise ValueError(f"{self.score} is read off several epochs: give epochs: [...] instead of epoch")
+        if not several and self.epochs:
+            raise ValueError(f"{self.score} is read off one epoch: give epoch: NUMBER instead of epochs")
+        if several and self.epochs != "all" and len(self.epochs) == 1:
+            raise ValueError(f"{self.score} needs two epochs at least, got {self.epochs[0]} alone")
+        return self
+
+    @property
+    def wanted(self) -> Literal["all"] | tuple[int, ...]:
+        """The epochs that it names; none where the published weights, or what is kept anyhow, will do."""
+        return self.epochs if self.epoch is None else (self.epoch,)
+
+
+class Relative(_Strict):
+    """What the accuracy of a model that was trained on long-tailed data is relative to: the better of two that were trained
+    on balanced data of similar size, A_r = A_model / max(A_plain, A_same). An entry with `seeds` stands for all of its models,
+    pair by pair.
+
+    Attributes:
+        model: trained on the suite's data.
+        plain: plain cross-entropy (of robust methods: plain adversarial training), trained on balanced data.
+        same: the method of `model`, trained on balanced data; `plain` itself where that is the method.
+    """
+
+    model: str
+    plain: str
+    same: str
+
+
+class Shots(_Strict):
+    """Where classes are cut into groups by their training samples: more than `many`, fewer than `few`, and between."""
+
+    many: int = Field(100, ge=1)
+    few: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Shots:
+        if self.few > self.many:
+            raise ValueError(f"shots: few = {self.few} is more than many = {self.many}")
+        return self
+
+
+class Landscapes(_Strict):
+    """What lies round networks and between them, on training images (`robustbench_ext.landscape`). What costs: `iterations`
+    and `probes` a forward and two backward passes of n samples each for every network and loss; `points` one forward pass of n
+    (attacked: `steps` more, with a backward pass each) and of statistics_n for every pair and loss.
+
+    Attributes:
+        models: two or more, of one architecture; every pair makes a card. An entry with `seeds` stands for all of its models.
+        loss: `clean`, or {attack: pgd, eps: 8/255, norm: Linf, steps: 10}, or a list of these.
+        n: training samples, a stratified prefix.
+        points: of the line between two networks, both ends among them.
+        statistics_n: training samples on which batch norms are measured again at every point.
+        iterations, tolerance: of Lanczos: at most so many products, ended where the residual is within that share.
+        probes: of the trace.
+        phases: cut-offs between phases, all of {loss: ..., sharpness: ..., connectivity: ..., cka: ...}; no phase without.
+    """
+
+    models: tuple[str, ...] = Field(min_length=2)
+    loss: str | dict[str, Any] | tuple[str | dict[str, Any], ...] = "clean"
+    n: int = Field(500, ge=2)
+    points: int = Field(11, ge=3)
+    statistics_n: int = Field(2000, ge=2)
+    iterations: int = Field(50, ge=1)
+    tolerance: float = Field(1e-3, gt=0)
+    probes: int = Field(20, ge=2)
+    phases: dict[str, Any] | None = None
+
+    @property
+    def losses(self) -> tuple[str | dict[str, Any], ...]:
+        """One or several."""
+        return self.loss if isinstance(self.loss, tuple) else (self.loss,)
 
 
 class Suite(_Strict):
@@ -129,7 +262,11 @@ class Suite(_Strict):
             `robustbench_ext.regression_conditions.parse_regression_conditions`; `clean` is always there.
         detectors, uq: names or mappings with parameters.
         metrics: functions of your own, `file.py:function`, see `robustbench_ext.own_metrics`.
+        difficulty: how hard each test sample is, and results by difficulty.
         baseline: the model whose errors the mean corruption error of the others is taken relative to.
+        relative: models whose accuracies are also taken relative to those of models that were trained on balanced data.
+        shots: where many, medium and few shot classes are cut; more than 100 and fewer than 20 training samples by default.
+        landscape: networks whose loss landscapes are looked at, alone and in pairs.
         batch_size: inputs per forward pass; no result depends on it beyond rounding.
         precision: at which attacks on classifiers take gradients, unless they say themselves: "float32", "tf32", "bfloat16".
             Verdicts, and all that is observed of a model, are float32 always.
@@ -148,7 +285,11 @@ class Suite(_Strict):
     detectors: tuple[str | dict[str, Any], ...] = ()
     uq: tuple[str | dict[str, Any], ...] = ()
     metrics: tuple[str, ...] = ()
+    difficulty: Difficulty | None = None
     baseline: str | None = None
+    relative: tuple[Relative, ...] = ()
+    shots: Shots | None = None
+    landscape: tuple[Landscapes, ...] = ()
     batch_size: int = Field(250, ge=1)
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     chunk_size: int = Field(1000, ge=1)
@@ -156,7 +297,7 @@ class Suite(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _one_model_per_seed(cls, content: Any) -> Any:
-        return _with_seeds(content) if isinstance(content, Mapping) else content
+        return _with_kept(_with_seeds(content)) if isinstance(content, Mapping) else content
 
     @model_validator(mode="after")
     def _names_differ(self) -> Suite:
@@ -167,9 +308,37 @@ class Suite(_Strict):
         self._order(names)
         if self.baseline is not None and self.baseline not in [m.name for m in self.models if m.evaluate]:
             raise ValueError(f"baseline '{self.baseline}' is none of the models that are evaluated: {', '.join(names)}")
+        evaluated = [m.name for m in self.models if m.evaluate]
+        for entry in self.relative:
+            for name in (entry.model, entry.plain, entry.same):
+                if name not in evaluated:
+                    raise ValueError(f"relative: {unknown_name('model that is evaluated', name, evaluated)}")
+            if entry.model in (entry.plain, entry.same):
+                raise ValueError(
+                    f"relative: '{entry.model}' is relative to itself; expected models that were trained on balanced data"
+                )
         if not any(model.evaluate for model in self.models):
             raise ValueError("every model has evaluate: false, so there is nothing to do")
+        if self.difficulty is not None:
+            self._scorers(self.difficulty, names)
         return self
+
+    def _scorers(self, asked: Difficulty, names: Sequence[str]) -> None:
+        """The models that difficulty scores are asked of can give them."""
+        for name in asked.models:
+            if name not in names:
+                raise ValueError(f"difficulty: {unknown_name('model', name, names)}")
+            train = self.models[names.index(name)].train
+            if train is None and (asked.wanted or asked.score in OVER_EPOCHS):
+                raise ValueError(
+                    f"difficulty: model '{name}' is not trained by the run, so there are no epochs of it to ask: name one with "
+                    f"train, or take score: el2n without an epoch"
+                )
+            if train is not None and asked.score in OVER_EPOCHS and train.keep != "all" and len(train.keep) < 2:
+                raise ValueError(
+                    f"difficulty: {asked.score} is read off several epochs of a training: say which, epochs: [1, 2, 4] or "
+                    f"epochs: all"
+                )
 
     def _order(self, names: Sequence[str]) -> None:
         """Models that others are made of come first: then no circle is possible, and a reader sees what stands on what."""
@@ -207,7 +376,9 @@ def _with_seeds(content: Mapping[str, Any]) -> dict[str, Any]:
         rest = {k: v for k, v in train.items() if k != "seeds"}
         made[name] = [f"{name} seed {seed}" for seed in seeds]
         for label, seed in zip(made[name], seeds, strict=True):
-            models.append({**entry, "name": label, "train": {**rest, "seed": seed}, "replicate_of": name})
+            models.append(
+                {**entry, "name": label, "train": {**_of_seed(rest, seed, made), "seed": seed}, "replicate_of": name}
+            )
     if not made:
         return dict(content)
 
@@ -221,10 +392,80 @@ def _with_seeds(content: Mapping[str, Any]) -> dict[str, Any]:
         make = entry.get("make") if isinstance(entry, Mapping) else None
         if not isinstance(make, Mapping) or not isinstance(make.get("of"), (list, tuple)):
             return entry
-        return {**entry, "make": {**make, "of": [m for name in make["of"] for m in made.get(name, [name])]}}
+        own: dict[str, Any] = {"of": [m for name in make["of"] for m in made.get(name, [name])]}
+        if isinstance(make.get("families"), Mapping):  # of an ensemble
+            own["families"] = {k: _each_seed(names, made) for k, names in make["families"].items()}
+        return {**entry, "make": {**make, **own}}
 
-    parts = {k: [named(part) for part in content[k]] for k in ("conditions", "detectors", "uq") if content.get(k)}
+    parts: dict[str, Any] = {
+        k: [named(part) for part in content[k]] for k in ("conditions", "detectors", "uq") if content.get(k)
+    }
+    if isinstance(content.get("relative"), (list, tuple)):
+        parts["relative"] = [one for entry in content["relative"] for one in _relative(entry, made)]
+    if isinstance(content.get("landscape"), (list, tuple)):
+        parts["landscape"] = [
+            {**e, "models": _each_seed(e["models"], made)} if isinstance(e, Mapping) and "models" in e else e
+            for e in content["landscape"]
+        ]
+    asked = content.get("difficulty")
+    if isinstance(asked, Mapping) and isinstance(asked.get("models"), (list, tuple)):
+        parts["difficulty"] = {**asked, "models": [m for name in asked["models"] for m in made.get(str(name), [name])]}
     return {**content, **parts, "models": [of(entry) for entry in models]}
+
+
+def _each_seed(names: Any, made: Mapping[str, list[str]]) -> Any:
+    """A list of models with every entry of several seeds replaced by its models; what is no list stays for others to refuse."""
+    return [m for name in names for m in made.get(str(name), [name])] if isinstance(names, (list, tuple)) else names
+
+
+def _with_kept(content: dict[str, Any]) -> dict[str, Any]:
+    """Trainings that difficulty scores are read off keep the epochs that are named there."""
+    asked = content.get("difficulty")
+    if not isinstance(asked, Mapping) or not isinstance(asked.get("models"), (list, tuple)):
+        return content
+    wanted = asked.get("epochs") if asked.get("epoch") is None else [asked["epoch"]]
+
+    def keeping(entry: Any) -> Any:
+        train = entry.get("train") if isinstance(entry, Mapping) else None
+        if not wanted or not isinstance(train, Mapping) or entry.get("name") not in asked["models"]:
+            return entry
+        kept = train.get("keep") or []
+        if "all" in (kept, wanted):
+            return {**entry, "train": {**train, "keep": "all"}}
+        if not all(isinstance(e, int) and e >= 1 for e in (*_listed(kept), *_listed(wanted))):
+            return entry  # validation says what is wrong with it
+        return {**entry, "train": {**train, "keep": sorted({*kept, *wanted})}}
+
+    return {**content, "models": [keeping(entry) for entry in content.get("models", ())]}
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [None]
+
+
+def _of_seed(train: Mapping[str, Any], seed: int, made: Mapping[str, list[str]]) -> dict[str, Any]:
+    """A training whose start and teacher, where they have this seed too, are those of this seed."""
+
+    def twin(name: Any) -> Any:
+        return f"{name} seed {seed}" if f"{name} seed {seed}" in made.get(str(name), ()) else name
+
+    defense = train.get("defense")
+    own = {"start": twin(train["start"])} if "start" in train else {}
+    if isinstance(defense, Mapping) and "teacher" in defense:
+        own["defense"] = {**defense, "teacher": twin(defense["teacher"])}
+    return {**train, **own}
+
+
+def _relative(entry: Any, made: Mapping[str, list[str]]) -> list[Any]:
+    """An entry of `relative`, seed by seed: a model of one seed goes with every one of another."""
+    if not isinstance(entry, Mapping):
+        return [entry]
+    members = {k: made.get(name, [name]) if isinstance(name, str) else [name] for k, name in entry.items()}
+    most = max((len(names) for names in members.values()), default=1)
+    if any(len(names) not in (1, most) for names in members.values()):
+        counts = ", ".join(f"{entry[k]} has {len(names)}" for k, names in members.items())
+        raise ValueError(f"relative: {counts}; expected as many seeds each, or one")
+    return [{k: names[i % len(names)] for k, names in members.items()} for i in range(most)]
 
 
 def bundled_suites() -> dict[str, Path]:
@@ -311,6 +552,14 @@ def _explain(error: ValidationError) -> str:
         owner: type[_Strict] = Suite
         if first["loc"][0] == "models":
             owner = Training if "train" in first["loc"][:-1] else ModelEntry
+        elif len(first["loc"]) > 1:
+            parts: dict[Any, type[_Strict]] = {
+                "relative": Relative,
+                "shots": Shots,
+                "landscape": Landscapes,
+                "difficulty": Difficulty,
+            }
+            owner = parts.get(first["loc"][0], Suite)
         names = [field.alias or name for name, field in owner.model_fields.items()]
         return f"at {where}: " + unknown_name("key", str(first["loc"][-1]), names)
     if first["type"] == "value_error":  # our own: it names what was given, and the input may be the whole suite
@@ -331,10 +580,11 @@ def _default_name(spec: str) -> str:
     from robustbench_ext.catalog import SOURCES
 
     first = spec.partition("+")[0].partition("#")[0].strip()
-    source, _, rest = first.partition(":")
-    if source in SOURCES:
-        return first if "/" not in rest and "\\" not in rest else Path(rest).name.rpartition(":")[2] or Path(rest).name
-    return first.rpartition(":")[2] if ":" in first else Path(first).name
+    source, rest = split_source(first)
+    last = re.split(r"[\\/]", first.rstrip("\\/"))[-1]
+    if source in SOURCES and not re.search(r"[\\/]", rest):
+        return first
+    return split_named(last)[1] or last
 
 
 def _set(content: dict[str, Any], setting: str) -> None:

@@ -21,7 +21,7 @@ from robustbench_ext.conditions import Condition
 from robustbench_ext.data.base import Dataset, Split
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.files import fits
-from robustbench_ext.models import LoadedModel
+from robustbench_ext.models import LoadedModel, checkpoints
 from robustbench_ext.probes import Probe
 from robustbench_ext.suite import ModelEntry
 
@@ -45,6 +45,8 @@ class Training:
         architecture: of a classifier, `defenses.trainer.Architecture`.
         fresh: gives the network with fresh weights.
         run: trains into the folder; its argument is called with every epoch's row of the curve.
+        keep: epochs after which the weights are kept as well; see `robustbench_ext.models.checkpoints`.
+        data: of a classifier, what it is trained on, or its members were: the suite's data, perhaps with another train split.
     """
 
     spec: str
@@ -54,10 +56,19 @@ class Training:
     run: Callable[[Callable[[dict[str, Any]], None]], None]
     needs: tuple[str, ...] = ()
     architecture: Any = None
+    keep: tuple[int, ...] = ()
+    data: Any = None
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing left to train: it is finished, and its weights are those that were written."""
+        """Whether there is nothing left to train: it is finished, its weights are those that were written, nothing to keep
+        is missing.
+        """
+        return self.is_whole and not checkpoints.missing(self.folder, self.keep)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the trained model is there, and its weights are those that were written."""
         try:
             described = json.loads((self.folder / FINISHED).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -68,7 +79,7 @@ class Training:
 
     def discard_damaged(self) -> bool:
         """Forget a finished model whose files are damaged, so that it is trained again; whether there was one."""
-        damaged = (self.folder / FINISHED).is_file() and not self.is_done
+        damaged = (self.folder / FINISHED).is_file() and not self.is_whole
         if damaged:
             (self.folder / FINISHED).unlink()
         return damaged
@@ -79,6 +90,7 @@ class Task(ABC):
 
     estimator: ClassVar[type[Probe]]
     preflight_version: ClassVar[str | int]
+    preflight_n: ClassVar[int]
 
     def __init__(self, data: Dataset) -> None:
         self.data = data
@@ -127,8 +139,8 @@ class Task(ABC):
         return self.data["test"].fingerprint()
 
     @abstractmethod
-    def preflight(self, model: nn.Module, seed: int) -> list[Check]:
-        """May this model's numbers be trusted?"""
+    def preflight(self, model: nn.Module, seed: int, n: int) -> list[Check]:
+        """May this model's numbers be trusted? It looks at n samples at once, `preflight_n` where memory allows."""
 
     # Cells -----------------------------------------------------------------------------------------------------------
 

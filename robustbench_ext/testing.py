@@ -25,11 +25,9 @@ that says which one.
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -39,7 +37,7 @@ from robustbench_ext.attacks.base import Attack
 from robustbench_ext.attacks.threat import TOLERANCE, flat_norm
 from robustbench_ext.catalog import ATTACKS, DETECTORS
 from robustbench_ext.checks import Check
-from robustbench_ext.errors import RobustBenchExtError
+from robustbench_ext.errors import RobustBenchExtError, line_of_user
 from robustbench_ext.randomness import SampleRandom
 
 if TYPE_CHECKING:
@@ -319,10 +317,7 @@ def _tried(name: str, check: Callable[[], None]) -> Check:
     except (AssertionError, RobustBenchExtError) as error:
         return Check(name, "fail", str(error))
     except Exception as error:  # the method's own
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return Check(
-            name, "fail", f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        )
+        return Check(name, "fail", f"{type(error).__name__}: {error}{line_of_user(error)}")
     return Check(name, "pass", "kept")
 
 

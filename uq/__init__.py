@@ -9,6 +9,7 @@ from uq.heteroscedastic import Heteroscedastic
 from uq.lac import LAC
 from uq.laplace import Laplace
 from uq.mc_dropout import MCDropout, MCDropoutRegressor
+from uq.naive_bayes_probe import NaiveBayesProbe
 from uq.quantile_aggregation import QuantileAggregation
 from uq.quantile_regression import QuantileForest, QuantileRegression
 from uq.raps import RAPS
@@ -35,6 +36,7 @@ __all__ = [
     "Laplace",
     "MCDropout",
     "MCDropoutRegressor",
+    "NaiveBayesProbe",
     "Prediction",
     "QuantileAggregation",
     "QuantileForest",

@@ -58,6 +58,7 @@ R = TypeVar("R", bound="BiasVarianceMixRegressor")
 
 FIT_PASSES = 20
 RULES = ("passes", "truth")
+NO_VARIANCES = ("entropy", "variance", "inverse-variance")  # what others weigh a single pass by
 
 
 def mixing_ratio(passes: Tensor, single: Tensor, draws: int, target: Tensor | None = None) -> Ratio:
@@ -117,6 +118,12 @@ class _Options:
             raise ConfigError(f"{self.name}: source = {source!r}, expected one of {', '.join(sources)}")
         if members and source != "members":
             raise ConfigError(f"{self.name}: members are given, but source = {source!r}; give source: members")
+        if weight in NO_VARIANCES:
+            raise ConfigError(
+                f"{self.name}: weight = {weight!r}: one pass shows no variance, and the entropy of its prediction is none (a "
+                f"network can be sure and wrong). Take passes or truth; to weigh several estimators by held-out errors, see "
+                f"uq.mixing.inverse_variance_weights"
+            )
         self.source = source
         self.members = member_names(members, self.name) if source == "members" else ()
         self.passes = len(self.members) if source == "members" else checked_passes(passes, self.name)

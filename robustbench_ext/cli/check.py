@@ -54,6 +54,7 @@ def check(
     from robustbench_ext.data import load_dataset
     from robustbench_ext.data.duplicates import check_duplicates
     from robustbench_ext.device import settled
+    from robustbench_ext.memory import fitting
     from robustbench_ext.models import load_model
     from robustbench_ext.preflight import preflight
 
@@ -74,7 +75,8 @@ def check(
             data=dataset,
         )
         with settled() as where:
-            checks = preflight(loaded.module.to(where), dataset["test"], n)
+            model_there = loaded.module.to(where)
+            checks, _ = fitting(lambda size: preflight(model_there, dataset["test"], size), n)
         if duplicates is not False and (twins := check_duplicates(dataset, bool(duplicates))) is not None:
             checks.append(twins)
     _say(checks, {"model": model, "data": data, "notes": list(loaded.notes)}, as_json)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import Any
 
 import typer
+import typer.core
 
 from robustbench_ext import __version__
 from robustbench_ext.cli.check import check
@@ -24,8 +26,21 @@ from robustbench_ext.cli.train import train
 from robustbench_ext.cli.work import work
 from robustbench_ext.errors import RobustBenchExtError, StoppedError
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands with the whole first paragraph of their help, not with as much of it as fits one line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        first = {name: (command.help or "").split("\n\n")[0] for name, command in self.commands.items()}
+        rows = [(name, " ".join(first[name].split())) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="rbx",
+    cls=_Commands,
+    rich_markup_mode=None,  # tables leave 19 of 80 columns for what an option means
     help="May I trust this model, and how do I know? Attacks, corruptions, unknown inputs and calibration of a PyTorch "
     "model, measured on the same samples, with error bars.",
     no_args_is_help=True,

@@ -115,6 +115,11 @@ def run(
         told.end()
 
 
+def _is_newer(file: Path, source: Path) -> bool:
+    """Whether a file is there and was made after its source."""
+    return file.is_file() and file.stat().st_mtime_ns >= source.stat().st_mtime_ns
+
+
 def _finish(summary: RunSummary, folder: Path, told: Callbacks) -> None:
     """The report, what the terminal says of the results, and the exit code."""
     from reports import write_reports
@@ -128,7 +133,7 @@ def _finish(summary: RunSummary, folder: Path, told: Callbacks) -> None:
             f"trained {summary.trained}, computed {summary.computed}, reused {summary.reused} in {summary.seconds:.0f} s"
         )
     written = {"html": folder / "report.html", "markdown": folder / "report.md"}
-    if not (idle and all(file.is_file() for file in written.values())):
+    if not (idle and all(_is_newer(file, folder / "results.json") for file in written.values())):
         say("writing the report")
         written = write_reports(folder)
     told.on_report(written)

@@ -140,4 +140,19 @@ def _finish(out: Path) -> None:
         f"kept epoch {chosen['epoch']} (best {described['selected']['by']} accuracy on the calibration split: "
         f"clean {chosen['clean_accuracy']:.1%}, robust {chosen['robust_accuracy']:.1%})"
     )
+    _say_filters(out)
     print(f"model: {out}")
+
+
+def _say_filters(out: Path) -> None:
+    """How varied the 3x3 filters are: seconds, and no data."""
+    from robustbench_ext.filters import filter_quality
+    from robustbench_ext.models import load_model
+
+    found = [(f.normalised, f.layer) for f in filter_quality(load_model(str(out)).module) if f.normalised is not None]
+    if found:
+        (least, layer), (most, _) = min(found), max(found)
+        say(
+            f"filters: normalised variance entropy {least:.2f} ({layer}) to {most:.2f} over {len(found)} 3x3 layers "
+            f"(0: copies of a few, about 0.9: usual, 1: as random numbers)"
+        )

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from robustbench_ext.data.base import ArraySplit, Dataset, Split, Subset
 from robustbench_ext.data.digits_dg import _eight_bit, _mnist5k, chosen_domains, joined
-from robustbench_ext.data.files import _IMAGE_SUFFIXES, _SPLIT_NAMES, FolderSplit, _complete, _ordered
+from robustbench_ext.data.files import _IMAGE_SUFFIXES, _SPLIT_NAMES, FolderSplit, _complete, _ordered, opened
 from robustbench_ext.errors import ConfigError, DataError, unknown_name
 from robustbench_ext.fingerprint import hash_strings
 from robustbench_ext.randomness import SampleRandom
@@ -121,23 +121,25 @@ def _domain(name: str, root: Path, parts: dict[str, Path], classes: list[str], s
 
 
 class RGBFolder(FolderSplit):
-    """Image files as RGB, resized to a square of `side` pixels (None: as they are, all of one size)."""
+    """Image files as RGB, resized to a square of `side` pixels (None: as they are, all of one size).
+
+    They are not turned as their EXIF data says: the published sets are read without, in DomainBed too.
+    """
+
+    upright = False
 
     def __init__(self, root: Path, files: list[Path], labels: np.ndarray, side: int | None) -> None:
         super().__init__(root, files, labels)
         self._side = side
 
     def _read(self, file: Path) -> Tensor:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
-        try:
-            with Image.open(file) as image:
-                image = image.convert("RGB")
-                if self._side is not None and image.size != (self._side, self._side):
-                    image = image.resize((self._side, self._side), Image.Resampling.BILINEAR)
-                array = np.array(image, dtype=np.float32) / 255.0
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{file}: cannot be read as an image ({error}). Repair or remove the file.") from error
+        with opened(file, self.upright) as given:
+            image = given.convert("RGB")
+            if self._side is not None and image.size != (self._side, self._side):
+                image = image.resize((self._side, self._side), Image.Resampling.BILINEAR)
+            array = np.array(image, dtype=np.float32) / 255.0
         self._shape = self._shape or array.shape
         if array.shape != self._shape:
             raise DataError(

@@ -11,7 +11,8 @@ from robustbench_ext.catalog import DATASETS
 from robustbench_ext.data.base import REGRESSION, Dataset
 from robustbench_ext.data.longtail import split_spec
 from robustbench_ext.errors import ConfigError, DataError
-from robustbench_ext.named_data import NAMED, find
+from robustbench_ext.named_code import source_files, split_source
+from robustbench_ext.named_data import NAMED, find, names_code
 
 # Names that take an argument, and what it is; where it is in brackets it may be left out.
 _SOURCES = {
@@ -35,6 +36,7 @@ def load_dataset(spec: str) -> Dataset:
     `imagenet#size=224`, `pacs:DOMAIN` (see `robustbench_ext.named_data`); domains: `digits-dg:DOMAIN`,
     `domains:PATH#without=DOMAIN`, `rotated-mnist:ANGLE`, `coloured-mnist:P`; or data for regression: `diabetes`, `autompg`,
     `friedman`, `toy-heteroscedastic`, `toy-cubic:NOISE`, `csv:PATH#target=COLUMN`, `statsmodels:NAME`.
+    Or what code of your own makes, `file.py:make_data` (see `robustbench_ext.data.own`).
 
     Classes may be followed by an imbalance, as in `mnist5k@exp:10`, `npz:PATH@step:100` (see `robustbench_ext.data.longtail`).
 
@@ -54,11 +56,13 @@ def load_dataset(spec: str) -> Dataset:
 
 def _stamp(spec: str) -> tuple[object, ...]:
     """What tells an edited file from the one that was loaded before."""
-    source, _, argument = spec.partition(":")
+    source, argument = split_source(spec)
     path = Path(argument).expanduser()
-    if (named := _name(spec)) in NAMED:
+    if names_code(spec):
+        files = source_files(spec.partition("#")[0])
+    elif (named := _name(spec)) in NAMED:
         return (os.environ.get("RBX_DATA"), *_named_stamp(named, spec[len(named) :].removeprefix(":")))
-    if source == "npz" and path.is_file():
+    elif source == "npz" and path.is_file():
         files = [path]
     elif source == "npz" and path.is_dir():
         files = sorted(path.glob("*.npy"))
@@ -99,6 +103,10 @@ def _named_stamp(name: str, rest: str) -> tuple[object, ...]:
 
 @lru_cache(maxsize=4)
 def _load(spec: str, stamp: tuple[object, ...]) -> Dataset:
+    if names_code(spec):
+        from robustbench_ext.data.own import load_own_data
+
+        return load_own_data(spec)
     name, colon, argument = spec.partition(":")
     if (named := _name(spec)) in NAMED:
         rest = spec[len(named) :].removeprefix(":")

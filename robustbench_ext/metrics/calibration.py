@@ -113,12 +113,17 @@ def nll_terms(logits: Rows, labels: np.ndarray) -> np.ndarray:
 def brier(logits: Rows, labels: np.ndarray) -> Estimate:
     """Mean of sum_k (p_k - 1[y = k])^2, in [0, 2]."""
     require("Brier", logits=logits, labels=labels)
+    return sample_mean(brier_terms(logits, labels))
+
+
+def brier_terms(logits: Rows, labels: np.ndarray) -> np.ndarray:
+    """sum_k (p_k - 1[y = k])^2 of each sample, float64 (N,)."""
 
     def terms(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray]:
         p = softmax(z.astype(np.float64), axis=1)
         return (1.0 - 2.0 * p[np.arange(len(y)), y] + np.square(p).sum(axis=1),)
 
-    return sample_mean(each(terms, logits, labels)[0])
+    return each(terms, logits, labels)[0]
 
 
 @dataclass(frozen=True)

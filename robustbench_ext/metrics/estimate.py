@@ -95,6 +95,41 @@ METRICS: dict[str, MetricInfo] = {
         True,
         True,
     ),
+    "class_spread": MetricInfo(
+        "spread over classes",
+        "The standard deviation over classes (divisor K) of their true accuracies on clean inputs: that of the measured ones, "
+        "without what their samples add to it by chance. It is not the spread over training seeds.",
+        False,
+        True,
+    ),
+    "relative_change": MetricInfo(
+        "relative change",
+        "The mean over classes of accuracy under this condition minus that on clean inputs, relative to the latter; robust "
+        "accuracy under attacks, the mean over conditions for summaries. Negative is a loss, -100 % all of it.",
+        True,
+        True,
+    ),
+    "harmonic_accuracy": MetricInfo(
+        "harmonic mean",
+        "The harmonic mean of all classes' accuracies, K / sum_k 1 / accuracy_k (robust accuracies under attacks): led by the "
+        "worst classes, 0 where one is never right. Biased downwards at small n; the interval allows for it.",
+        True,
+        True,
+    ),
+    "relative_accuracy": MetricInfo(
+        "relative accuracy",
+        "Accuracy divided by the larger of two that models trained on as many balanced samples have (named under `against`: "
+        "plain training, and the same method) on the same test samples. May exceed 100 %. The larger of two measured ones is "
+        "biased upwards, and so the value downwards; the interval allows for it.",
+        True,
+        True,
+    ),
+    "robust_relative_accuracy": MetricInfo(
+        "robust relative accuracy",
+        "As relative accuracy, with robust accuracies under the same attack in all three places.",
+        True,
+        True,
+    ),
     "tail30_accuracy": MetricInfo(
         "tail 30 %",
         "The mean accuracy of the ceil(0.3 K) classes that this model classifies worst under this condition (robust accuracy "
@@ -122,6 +157,50 @@ METRICS: dict[str, MetricInfo] = {
         "tail",
         "The mean accuracy of the classes with the smaller number of training samples, where there are just two such numbers.",
         True,
+        True,
+    ),
+    "accuracy_by_difficulty": MetricInfo(
+        "accuracy by difficulty",
+        "Accuracy on a slice of the test samples, cut by their difficulty for other networks into parts of equal size.",
+        True,
+        True,
+    ),
+    "robust_accuracy_by_difficulty": MetricInfo(
+        "robust accuracy by difficulty",
+        "Robust accuracy on a slice of the test samples, cut into parts of equal size by their difficulty for other networks.",
+        True,
+        True,
+    ),
+    "change_by_difficulty": MetricInfo(
+        "change by difficulty",
+        "On a slice of the test samples by difficulty: accuracy under the condition (robust accuracy under attacks) minus "
+        "clean accuracy, paired by sample.",
+        True,
+        True,
+    ),
+    "rmsce_by_difficulty": MetricInfo(
+        "RMS gap by difficulty",
+        "Root of the debiased ECE² on a slice of the test samples by difficulty. Where difficulty looks at labels, as "
+        "all scores here do, a calibrated model has a gap in easy and in hard slices: only differences between models tell.",
+        False,
+        True,
+    ),
+    "brier_by_difficulty": MetricInfo(
+        "Brier by difficulty", "Brier score on a slice of the test samples by difficulty, in [0, 2].", False, False
+    ),
+    "auroc_by_difficulty": MetricInfo(
+        "AUROC by difficulty",
+        "AUROC of clean test inputs of a slice by difficulty against the condition's inputs: of the same slice where these are "
+        "the same samples (of an attack, those that fooled the classifier), otherwise all.",
+        True,
+        True,
+    ),
+    "difficulty_of_mistakes": MetricInfo(
+        "difficulty of mistakes",
+        "Probability that a wrongly classified sample is more difficult for other networks than a correctly "
+        "classified one, ties counted half (AUROC). 0.5: mistakes have nothing to do with difficulty. Under attacks, of "
+        "broken samples.",
+        None,
         True,
     ),
     "energy_marginal": MetricInfo(

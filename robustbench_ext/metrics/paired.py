@@ -100,15 +100,21 @@ def newcombe_paired(both: int, only_a: int, only_b: int, neither: int, level: fl
     n, k_a, k_b = both + only_a + only_b + neither, both + only_a, both + only_b
     (low_a, high_a), (low_b, high_b) = wilson(k_a, n, level), wilson(k_b, n, level)
     p_a, p_b = k_a / n, k_b / n
-    excess = float(both * neither - only_a * only_b)
-    if excess > 0:
-        excess = max(0.0, excess - n / 2)
-    margins = float(k_a) * (n - k_a) * k_b * (n - k_b)
-    phi = excess / math.sqrt(margins) if margins else 0.0
+    phi = answers_correlation(both, only_a, only_b, neither)
     return (
         (p_a - p_b) - _side(p_a - low_a, high_b - p_b, phi),
         (p_a - p_b) + _side(high_a - p_a, p_b - low_b, phi),
     )
+
+
+def answers_correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
+    """Newcombe's phi of two answers on the same samples: the numerator ad - bc drawn n/2 towards 0 where it is positive."""
+    n, k_a, k_b = both + only_a + only_b + neither, both + only_a, both + only_b
+    excess = float(both * neither - only_a * only_b)
+    if excess > 0:
+        excess = max(0.0, excess - n / 2)
+    margins = float(k_a) * (n - k_a) * k_b * (n - k_b)
+    return excess / math.sqrt(margins) if margins else 0.0
 
 
 def _side(x: float, y: float, phi: float) -> float:

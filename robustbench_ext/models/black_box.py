@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustbench_ext.errors import ModelError
 
 CLIP = 1e-6  # probabilities below it count as it: a forest's zeros would become minus infinity
+FLAT = 1e-4  # a logsumexp below it, of all inputs, is the rounding of log-probabilities
 SUM_TOLERANCE = 1e-3  # of a row of probabilities: float32 sums over thousands of classes, and rounded outputs
 
 

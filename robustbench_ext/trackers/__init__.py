@@ -5,7 +5,8 @@ from __future__ import annotations
 from robustbench_ext.callbacks import Callback
 from robustbench_ext.catalog import TRACKERS
 from robustbench_ext.errors import ConfigError
-from robustbench_ext.own import is_own, load_named
+from robustbench_ext.named_code import load_named
+from robustbench_ext.own import is_own
 
 ROWS = ("headline", "all")
 

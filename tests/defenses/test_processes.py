@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from torch import nn
 import defenses
-from defenses import DONE, GAIRAT, MAIL, SRAT, TRADES, WEAT
+from defenses import DONE, GAIRAT, MAIL, SRAT, TRADES, WEAT, ClassPrior
 from defenses.trainer import Architecture, Recipe, _Training
 from defenses.runtime import Runtime
 from robustbench_ext.data import load_dataset
@@ -27,6 +27,7 @@ out = {}
 for name, defense in {
     "trades": TRADES(), "weat": WEAT(), "weat-normalised": WEAT(normalise=True), "gairat": GAIRAT(burn_in=0),
     "mail": MAIL(burn_in=0), "done": DONE(r=1, eta=0.5), "srat": SRAT(lam=0, defer=0, weights="inverse"),
+    "class-prior": ClassPrior(method="effective-number", base="pgd-at"),
 }.items():
     # Batch norm sees its process's part, so the network has none; 51 samples do not halve.
     recipe = Recipe(epochs=1, batch_size=51, eps=0.1, attack_steps=3, validation_n=20, validation_steps=1, lr=1e-9)

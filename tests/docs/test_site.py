@@ -51,6 +51,7 @@ def entry_of(text, name):
 
 METHODS = {
     "attacks": "attacks", "regression-attacks": "attacks", "defenses": "defenses", "makers": "defenses",
+    "regression-defenses": "defenses",
     "detectors": "detectors", "uq": "uncertainty", "intervals": "uncertainty", "corruptions": "shift", "shifts": "shift",
     "datasets": "data", "outliers": "data", "models": "models", "sources": "models", "regressors": "models",
     "trackers": "trackers",

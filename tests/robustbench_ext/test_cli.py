@@ -63,6 +63,19 @@ def test_help_and_version():
         assert rbx(command, "--help").exit_code == 0
 
 
+def test_help_can_be_read_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    overview, options = rbx("--help").output, rbx("check", "--help").output
+    assert max(map(len, (overview + options).splitlines())) <= 80
+    assert "that costs no robustness (RiFT, arXiv 2308.02533)" in " ".join(
+        overview.split()
+    )  # the whole first paragraph
+    assert "Example:" not in overview  # and no more than that
+    assert "…" not in overview + options
+    lines = options.splitlines()
+    assert any(line.split() == ["--allow-unsafe-load", "As", "in", "`rbx", "run`."] for line in lines)
+
+
 def test_run_report_and_resume_from_the_shell(tmp_path, tiny_suite):
     (tmp_path / "nets.py").write_text(NETS)
     tiny_suite.update(n=60, models=[{"name": "x", "spec": "y"}])

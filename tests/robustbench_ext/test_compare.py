@@ -19,6 +19,7 @@ from robustbench_ext.index import Index, Stored
 from robustbench_ext.measure import correct
 from robustbench_ext.metrics.paired import holm
 from robustbench_ext.per_sample import Area, Mean, Resampled, Share, statistic
+from robustbench_ext.three_axes import perspectives
 
 EXACT = 1e-12  # sums of a few hundred float64 terms in another order
 
@@ -127,7 +128,8 @@ def test_every_axis_of_the_headline_is_compared(classifiers, regressors):
     for _, summary in (classifiers, regressors):
         results = summary.results
         compared = {(c.condition, c.metric) for c in results.comparisons}
-        assert compared == {(axis.condition, axis.metric) for axis in axes(results)}
+        asked = [*axes(results), *(p.question for p in perspectives(results))]
+        assert compared == {(axis.condition, axis.metric) for axis in asked}
 
 
 def test_best_is_only_who_is_better_than_all_others(classifiers):
@@ -367,3 +369,84 @@ def test_an_index_that_lacks_a_model_says_so(classifiers, tmp_path):
     (tmp_path / "run" / "index.json").write_text(json.dumps(index))
     with pytest.raises(ConfigError, match="does not know model 'trades'"):
         cmp.compare_runs([tmp_path / "run"])
+
+
+# The index is not taken at its word ---------------------------------------------------------------------------------------
+
+
+def damaged(classifiers, tmp_path, change):
+    """A copy of the run folder with its index or a record changed: `change(index, folder)`."""
+    out = tmp_path / "copy"
+    shutil.copytree(classifiers[0], out, ignore=shutil.ignore_patterns("models"))
+    index = json.loads((out / "index.json").read_text())
+    change(index, out)
+    (out / "index.json").write_text(json.dumps(index))
+    return out
+
+
+def lose(kind):
+    def change(index, out):
+        found = index["models"]["trades"]
+        key = (
+            found["observations"]["clean"][0]
+            if kind == "observations"
+            else found["probes"]["energy"]["outliers letters"][0]
+        )
+        (out / "records" / f"{key}.npz").unlink()
+
+    return change
+
+
+def flip(index, out):
+    file = out / "records" / f"{index['models']['trades']['observations']['clean'][1]}.npz"
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(bytes(raw))
+
+
+def swap_models(index, out):
+    index["models"]["trades"]["observations"] = index["models"]["standard"]["observations"]
+
+
+def swap_conditions(index, out):
+    mine = index["models"]["trades"]["observations"]
+    mine["pgd Linf 0.05"] = mine["pgd Linf 0.1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lose("observations"), "trades under clean: missing or damaged"),
+        (lose("probe"), "energy of trades under outliers letters: missing or damaged"),
+        (flip, "trades under clean: missing or damaged"),
+        (swap_models, "trades under clean: of another model"),
+        (swap_conditions, "trades under pgd Linf 0.05: of another condition"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_records_is_refused(classifiers, tmp_path, change, said):
+    out = damaged(classifiers, tmp_path, change)
+    with pytest.raises(ConfigError, match=f"index.json names records that do not fit: .*{said}.*rbx run SUITE --out"):
+        cmp.compare_runs([classifiers[0], out])
+    with pytest.raises(ConfigError, match=said):
+        cmp.compare_runs([out])
+
+
+def test_an_index_that_fits_is_compared(classifiers, tmp_path):
+    out = damaged(classifiers, tmp_path, lambda index, folder: None)
+    assert cmp.compare_runs([classifiers[0], out], everything=True).comparisons
+
+
+def test_infinite_budgets_are_no_difference(tmp_path):
+    """JSON has no infinity: the index holds null for the budget of an attack that has none."""
+    suite = {
+        "schema": 1,
+        "name": "norm",
+        "data": "digits",
+        "n": 20,
+        "models": [
+            {"name": f"m{i}", "train": {"defense": "standard", "seed": i, "recipe": {"epochs": 1}}} for i in (0, 1)
+        ],
+        "conditions": [{"attack": "ddn", "steps": 3}],
+    }
+    run_suite(suite, tmp_path)
+    Stored(tmp_path).check("m0", ["clean", *Stored(tmp_path).index.conditions])

@@ -11,6 +11,7 @@ from detectors.validation import with_attack
 from reports import tables
 from robustbench_ext import detection_rows
 from robustbench_ext.attacks import build_attack
+from robustbench_ext.axes import axes
 from robustbench_ext.conditions import is_available, parse_conditions
 from robustbench_ext.data import load_dataset
 from robustbench_ext.engine import run_suite
@@ -279,3 +280,38 @@ def test_gains_are_corrected_for_their_number():
     assert min(found[n, "auroc_gain_p"].value for n in ("second", "third")) == pytest.approx(2 * min(raw))
     assert ("first", "auroc_gain") not in found
     assert not any(m == "alarms" for _, m in found)  # without a calibration split there is no threshold
+
+
+# Log-probabilities --------------------------------------------------------------------------------------------------------
+
+
+def test_energies_of_log_probabilities_are_no_detector(tmp_path, digits_model):
+    """They are 0 but for rounding, which an AUROC would rank all the same; other detectors and readings keep their rows."""
+    suite = {
+        "schema": 1,
+        "name": "log-probabilities",
+        "data": "digits",
+        "n": 60,
+        "models": [{"name": name, "spec": "given"} for name in ("logits", "logs")],
+        "conditions": [{"outliers": "letters", "n": 30}],
+        "detectors": ["energy", "msp", {"name": "energy", "label": "joint", "reading": "joint"}],
+    }
+    logs = torch.nn.Sequential(digits_model, torch.nn.LogSoftmax(1)).eval()
+    done = run_suite(suite, tmp_path, models={"logits": digits_model, "logs": logs})
+    assert not done.failures
+    find = done.results.find
+    void = find(model="logs", probe="energy")
+    assert len(void) == len(find(model="logits", probe="energy")) > 8
+    assert all(row.value is None and "log-probabilities" in row.reason for row in void)
+    assert all(row.value is not None for row in find(model="logits", probe="energy"))
+    assert all(row.value is not None for row in find(model="logs", probe="msp") if "gain" not in row.metric)
+    gains = [row for row in find(model="logs", metric="auroc_gain") if row.probe in ("msp", "joint")]
+    assert gains and all(row.value is None for row in gains)  # gains over what is no detector
+    (mine,), (theirs,) = (find(model=m, probe="msp", metric="auroc") for m in ("logs", "logits"))
+    # The softmax of log-probabilities is the same but for float32 rounding, which may swap neighbours in rank.
+    assert mine.value == pytest.approx(theirs.value, abs=0.005)
+    assert {c.probe for c in done.results.curves if c.model == "logs"} >= {"msp", "joint"}
+    assert not [c for c in done.results.curves if c.model == "logs" and c.probe == "energy"]
+    (axis,) = (a for a in axes(done.results) if a.metric == "auroc")
+    assert axis.row(done.results, "logs").value is None  # the headline shows a dash, not an artefact
+    assert not [c for c in done.results.comparisons if c.metric == "auroc"]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_ext import device, run_suite
+from robustbench_ext import device, publish, run_suite
 from robustbench_ext.attacks import search as search_module
 from robustbench_ext.attacks import threat as threat_module
 from robustbench_ext.attacks.base import build_attack
@@ -33,7 +33,7 @@ from robustbench_ext.plan import measure_speed
 from robustbench_ext.preflight import preflight
 from robustbench_ext.probes import scorer
 from robustbench_ext.randomness import SampleRandom
-from robustbench_ext.suite import load_suite
+from robustbench_ext.suite import load_suite, validate_suite
 from tests.robustbench_ext import second_device as stand_in
 from tests.robustbench_ext.second_device import DEVICE, Elsewhere, second_device
 
@@ -830,3 +830,36 @@ def test_doctor_names_the_device(monkeypatch, capsys, two_gpus):
     with pytest.raises(typer.Exit):
         doctor()
     assert "FAIL  device 'cuda:7' is not to be had" in capsys.readouterr().out
+
+
+# What a run says of it ------------------------------------------------------------------------------------------------------
+
+
+def test_run_json_says_what_device_a_run_was_made_on(tmp_path, monkeypatch):
+    suite = {
+        "schema": 1,
+        "name": "s",
+        "data": "digits",
+        "n": 20,
+        "models": [{"name": "m", "spec": "small-cnn"}],
+    }
+    run_suite(suite, tmp_path)
+    said = json.loads((tmp_path / "run.json").read_text())
+    assert said["device"] == device.describe() == {"device": "cpu", "deterministic": False}
+    assert said["computed_on"] == ["cpu"]
+    before = (tmp_path / "results.json").read_bytes()
+    # A machine that has not the device that was asked for can still write down what others computed.
+    monkeypatch.setenv("RBX_DEVICE", "cuda:7")
+    publish.write_results(*_finished(suite, tmp_path))
+    said = json.loads((tmp_path / "run.json").read_text())
+    assert said["device"]["device"] == "none here"
+    assert "cuda:7" in said["device"]["reason"]
+    assert said["computed_on"] == ["cpu"]
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def _finished(suite, folder):
+    context = Context(validate_suite(suite), folder)
+    log = publish.RunLog()
+    results, measured = publish.assemble(context, log)
+    return context, results, measured, log, 0.0

@@ -33,8 +33,10 @@ def test_a_run_gives_every_kind_of_result(finished):
     metrics = {row.metric for row in results.results}
     elsewhere = {"broken_by"} | {"audited_accuracy", "screen_accuracy", "audited_share"}  # of ensembles and audits only
     elsewhere |= {"median_norm", "targeted_success"}  # of minimum-norm and of targeted attacks only
+    elsewhere |= {m for m in METRICS if "difficulty" in m}  # where a suite asks for difficulty
     shots = {"many_shot", "medium_shot", "few_shot", "head", "tail"}  # of long-tailed training data only
     elsewhere |= {f"{name}_accuracy" for name in shots}
+    elsewhere |= {"relative_accuracy", "robust_relative_accuracy"}  # where a suite says relative to what
     sets = {m for m in METRICS if m.startswith("set_")}  # of prediction sets only
     intervals = {
         "coverage",
@@ -249,7 +251,8 @@ def test_what_fails_is_kept_apart_and_the_rest_goes_on(tmp_path, tiny_suite):
     }
     summary = run_suite(suite, tmp_path / "run")
     failed = {f.what: f.error for f in summary.failures}
-    assert "no gradients here" in failed["fragile · pgd Linf 0.1"]
+    line = 1 + BROKEN[: BROKEN.index("raise")].count("\n")  # the user's own, not where PGD called the model
+    assert failed["fragile · pgd Linf 0.1"] == f"RuntimeError: no gradients here (nets.py, line {line})"
     # A contract is broken: the preflight says so, and nothing of the model is evaluated.
     assert not any(what.startswith("probabilities") for what in failed)
     assert any(f.model == "probabilities" and f.status == "fail" for f in summary.results.preflight)

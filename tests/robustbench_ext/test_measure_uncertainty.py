@@ -28,6 +28,8 @@ class Records:
 
     thresholds = False
     metrics = ()
+    suite = SimpleNamespace(shots=None, difficulty=None, relative=())
+    scoring = None
 
     def __init__(self, observations, probes, conditions, data, specs):
         self._columns = {(c, None): columns for c, columns in observations.items()} | probes
@@ -38,7 +40,7 @@ class Records:
         return [self.probe(label) for label in self.specs]
 
     def probe(self, label):
-        return SimpleNamespace(label=label, kind="estimator", spec=lambda: self.specs[label])
+        return SimpleNamespace(label=label, name=label, kind="estimator", spec=lambda: self.specs[label])
 
     def conditions_of(self, model):
         return self.conditions
@@ -60,9 +62,10 @@ class Records:
     def probe_key(self, cell, probe):
         return cell.condition, probe.label, cell.chunk
 
-    def load(self, key):
+    def load(self, key, names=None):
         condition, label, chunk = key
-        return {name: np.array_split(values, 2)[chunk] for name, values in self._columns[condition, label].items()}
+        columns = self._columns[condition, label]
+        return {name: np.array_split(columns[name], 2)[chunk] for name in names or columns}
 
     def preflight_key(self, model):
         return "preflight"
@@ -141,9 +144,8 @@ class TestClassifier:
     def test_brier_parts_add_up_in_the_rows(self, measured_classifier):
         _, found = measured_classifier
         for probe in ("classifier", "sharper"):
-            value = {
-                m: one(found, probe=probe, condition="clean", metric=m).value for m in METRICS if m.startswith("brier")
-            }
+            parts = [m for m in METRICS if m.startswith("brier") and not m.endswith("_by_difficulty")]
+            value = {m: one(found, probe=probe, condition="clean", metric=m).value for m in parts}
             total = (
                 value["brier_reliability"]
                 - value["brier_resolution"]

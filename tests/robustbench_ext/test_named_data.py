@@ -801,7 +801,7 @@ def test_fetching_is_the_librarys(home, monkeypatch):
     with pytest.raises(DataError, match=r"no route to host.*kriz/cifar.html[\s\S]*cifar-10-batches-py"):
         fetch_dataset(NAMED["cifar10"])
     monkeypatch.setitem(sys.modules, "medmnist", None)
-    with pytest.raises(MissingExtraError, match="pip install medmnist"):
+    with pytest.raises(MissingExtraError, match=r"robustbench-ext\[medmnist\]"):
         fetch_dataset(NAMED["medmnist"], "pathmnist")
 
 

@@ -18,6 +18,7 @@ from robustbench_ext.fingerprint import hash_arrays
 from robustbench_ext.models.black_box import CLIP, BlackBox, log_probabilities
 from robustbench_ext.models.imports import made_by
 from robustbench_ext.models.sources.base import Found, Wanted
+from robustbench_ext.named_code import followed, split_named
 
 LAYOUTS = ("flat", "images")
 _PROBES = 64
@@ -75,13 +76,16 @@ def _is_classifier(thing: Any) -> bool:
 
 
 def _code(name: str, classifier: Any) -> str:
-    """A key of the source that is named and of the object's class."""
-    files = {name.rpartition(":")[0]}
+    """A key of the source that is named, of the object's class, and of what these import from beside themselves."""
+    files = {split_named(name)[0]}
     try:
         files.add(str(inspect.getsourcefile(type(classifier))))
     except (TypeError, OSError):  # a class of a compiled module
         files.add(f"{type(classifier).__module__}.{type(classifier).__qualname__}")
+    beside = {str(file) for file in followed(type(classifier))} - {
+        str(Path(file).expanduser().resolve()) for file in files
+    }
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted(files | beside):
         digest.update(Path(file).read_bytes() if Path(file).is_file() else file.encode())
     return digest.hexdigest()[:20]

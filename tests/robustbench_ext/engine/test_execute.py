@@ -28,6 +28,18 @@ def jobs(*ids, after=None, cost=None):
     return [Job(i, i, i, frozenset((after or {}).get(i, ())), (cost or {}).get(i, 0.0)) for i in ids]
 
 
+def test_work_in_this_process_is_named_before_it_begins():
+    record, seen = Record(), []
+    record.hooks.tick = lambda running: seen.append([job.id for job in running])
+
+    def work(name):
+        seen.append(name)
+        return {}
+
+    assert run_jobs(jobs("a", "b"), work, SerialExecutor(), record.hooks) == []
+    assert [what for what in seen if what in ("a", "b", ["a"], ["b"])] == [["a"], "a", ["a"], ["b"], "b", ["b"]]
+
+
 def test_lost_work_is_given_out_again():
     tries = []
 
