@@ -15,6 +15,8 @@ from typing import Any
 from robustbench_ext.executors.base import LostWorker
 from robustbench_ext.executors.worker import begin
 
+_PATIENCE = 5.0  # seconds for a process that was told to end
+
 
 class LocalExecutor(Executor):
     """Several processes, each with one thread (and one GPU, where the work is done on GPUs).
@@ -106,6 +108,8 @@ class LocalExecutor(Executor):
             if cancel_futures and not wait:
                 for process in processes:
                     process.terminate()
+                for process in processes:  # what they had begun to write is swept up next, and must not come back
+                    process.join(_PATIENCE)
 
 
 def _start_method(long: bool) -> multiprocessing.context.BaseContext:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from robustbench_ext.attacks.base import Targeted
-from robustbench_ext.catalog import ALL, ATTACKS, DETECTORS
+from robustbench_ext.catalog import ALL, ATTACKS, DETECTORS, ESTIMATORS, REGRESSION_ESTIMATORS
 from robustbench_ext.cli.list import _items, markdown
 from robustbench_ext.errors import ConfigError
 from robustbench_ext.registry import Entry, Registry
+from robustbench_ext.suite import load_suite
 
 ENTRIES = [pytest.param(kind, entry, id=f"{kind}-{entry.name}") for kind, registry in ALL.items() for entry in registry]
 
@@ -91,3 +92,11 @@ def test_what_goes_on_where_a_name_ends_is_nearer_than_what_looks_alike():
     assert "Did you mean 'apgd-t'" in unknown_name("attack", "apgd", ["pgd", "apgd-ce", "apgd-t"])
     assert "Did you mean 'steps'" in unknown_name("parameter", "step", ["step_size", "steps"])
     assert "Did you mean" not in unknown_name("attack", "", ["pgd"])
+
+
+@pytest.mark.parametrize(
+    ("suite", "registry"), [("oracle-outcomes", ESTIMATORS), ("oracle-regression", REGRESSION_ESTIMATORS)]
+)
+def test_every_estimator_is_held_against_the_truth(suite, registry):
+    named = {probe if isinstance(probe, str) else probe["name"] for probe in load_suite(suite).uq}
+    assert named == set(registry.names())
