@@ -31,7 +31,7 @@ from robustbench_ext.models.contract import (
 )
 from robustbench_ext.models.wrap import Normalized
 
-PREFLIGHT_VERSION = 5
+PREFLIGHT_VERSION = 6
 SAMPLES = 64
 CHANCE = 0.01  # level of the test against guessing: so often a model that guesses is taken for one that does not
 # That a model has no gradients is no defect of it, and yet what its numbers must be read with.
@@ -296,18 +296,26 @@ def _batches(model: nn.Module, x: Tensor, logits: Tensor) -> Check:
 
 
 def _accuracy(logits: Tensor, y: Tensor) -> Check:
-    """Exact binomial test, one-sided, against the better of two guesses: any class, and always the most frequent one here."""
-    right, n, k = int((logits.argmax(1) == y).sum()), len(y), logits.shape[1]
+    """Exact binomial test, one-sided, against answers that have nothing to do with the labels.
+
+    Those would be right with probability sum_k (share answered k) (share labelled k), as in Cohen's kappa: for a model that
+    always answers the same, the share of that class. So a good model of imbalanced classes is not held against the most
+    frequent one.
+    """
+    said, n, k = logits.argmax(1), len(y), logits.shape[1]
+    right = int((said == y).sum())
     message = f"{right} of {n} samples correct"
-    seen = torch.bincount(y.cpu())
-    often = int(seen.max()) if int((seen > 0).sum()) > 1 else 0  # one class alone says nothing of a constant answer
-    guess, chance = "any class", 1 / k
-    if often / n > chance:
-        guess, chance = f"always class {int(seen.argmax())}", often / n
+    answered, labelled = (torch.bincount(v.cpu(), minlength=k).double() / n for v in (said, y))
+    agreement = float((answered * labelled).sum())
+    if int((labelled > 0).sum()) == 1:  # of one class alone a constant answer says nothing
+        agreement = 0.0
+    chance = max(1 / k, agreement)
     if chance**n >= CHANCE:
         return Check("accuracy", "pass", f"{message}, too few to tell a model from a guess")
     p = float(bdtrc(right - 1, n, chance))
     if p >= CHANCE:
+        guess = "any class" if agreement < 1 / k else "as often as it answers each class"
+        guess = f"always class {int(said[0])}" if agreement >= 1 / k and float(answered.max()) == 1 else guess
         return Check(
             "accuracy",
             "doubt",

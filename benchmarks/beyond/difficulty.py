@@ -3,7 +3,8 @@
     python benchmarks/beyond/difficulty.py
 
 Test samples are scored by EL2N of ten other networks after epoch 3 of 15 (Paul et al. 2021, arXiv 2107.07075), and cut into ten
-slices of 100. Judged are `standard`, `trades` and `weat`, three seeds each, with the options of the recipe mnist5k-small-cnn.
+slices of 100. Judged are `standard`, `pgd-at`, `trades`, `weat`, `done` and, as a control of the latter two, `reweight`
+(LinUpper), three seeds each, with the options of the recipe mnist5k-small-cnn (those of `reweight` are the published ones).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from common import APGD, NETWORK, ROBUST, SEEDS, N, of_seeds, options, run, text
 from robustbench_ext.results import RunResults
 
 PRESET = "mnist5k-small-cnn"
-METHODS = ("standard", "trades", "weat")
+METHODS = ("standard", "pgd-at", "trades", "weat", "done", "reweight")
 SCORERS, EPOCH, BINS = 10, 3, 10
 TABLES = {
     "Clean accuracy": ("clean", "accuracy_by_difficulty"),
@@ -27,7 +28,7 @@ TABLES = {
 
 
 def suite() -> dict[str, Any]:
-    """Ten scorers that are not judged, three methods with three seeds."""
+    """Ten scorers that are not judged, every method with three seeds."""
     scorer = {"defense": "standard", "network": NETWORK, "seeds": [1000 + i for i in range(SCORERS)]}
     models: list[dict[str, Any]] = [{"name": "scorer", "evaluate": False, "train": {**scorer, "recipe": PRESET}}]
     for method in METHODS:
