@@ -126,8 +126,8 @@ class WeightSignature(Maker):
         levels: of quantised signatures, 2 or more; None for none.
         norms: of everything that batch norms hold: "keep" the network's own, "blend": moved by the sum of the alphas, at most
             all the way, towards the mean of the corrupted networks' (the published code), or "recompute" their statistics on
-            clean training images. A network that was trained against attacks needs "keep": statistics of clean images take
-            half of its robustness away (see `defenses.soups`).
+            clean training images. A network that was trained against attacks needs "keep": statistics of clean images can
+            take much of its robustness away (see `defenses.soups`).
         statistics_n: training samples for "recompute".
     """
 

@@ -326,8 +326,8 @@ def along(
         points: both ends among them.
         statistics: training images on which batch norms are measured again at every point, the ends included, in batches
             of its `batch_size`; where there are no batch norms nothing happens to them. For an adversarial loss they are
-            attacked first, at the point in question with interpolated statistics: those of clean images alone would cost
-            a robust network half of its robustness.
+            attacked first, at the point in question with interpolated statistics: those of clean images alone can
+            take much of a robust network's robustness (see `defenses.soups`).
         seed: of the attack's starts, which are the same at every point.
 
     Raises:

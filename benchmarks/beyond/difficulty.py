@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common import APGD, NETWORK, ROBUST, SEEDS, N, of_seeds, options, run, text, write
+from common import APGD, NETWORK, ROBUST, SEEDS, N, means, of_seeds, options, run, text, write
 
 from robustbench_ext.results import RunResults
 
@@ -66,7 +66,18 @@ def main() -> None:
     chosen = options(__doc__, "difficulty")
     results, _ = run(suite(), chosen)
     page = [f"Robust: {ROBUST}, 40 steps. Slices of {N // BINS} by EL2N of {SCORERS} networks after epoch {EPOCH}."]
-    rows = []
+    whole, rows = means(results, METHODS, [("clean", "clean", "accuracy"), ("robust", ROBUST, "robust_accuracy")])
+    page += [
+        "",
+        "Over all samples:",
+        "",
+        *whole,
+        "",
+        "Robust accuracy compared between seeds (Welch, p after Holm):",
+        "",
+    ]
+    compared = results.compared("robust_accuracy", f"worst case Linf {APGD['eps']}")
+    page += [f"- {c.model} against {c.against}: {c.outcome}, p = {c.p_adjusted:.2g}" for c in compared]
     for title, (condition, metric) in TABLES.items():
         lines, found = table(results, condition, metric)
         page += ["", f"{title}:", "", *lines]
